@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sharedregion._kernel.facts import Facts
+from sharedregion._kernel.sysfs import HugepagePool
 from sharedregion._sizes import format_size
 
 __all__ = ["BACKENDS", "COMMITS", "Candidate", "Request", "choose", "resolve", "survey"]
@@ -166,20 +167,22 @@ def _test_hugetlb(name: str, facts: Facts, request: Request) -> Candidate:
     if auto and size is not None:
         # "auto" takes a pool only if it holds the region whole: the next backend would serve it
         # with no later RegionFull.
-        reserve = -int(-pool.total * request.hugetlb_keep // 100)
+        reserve = _kept(pool.total, request.hugetlb_keep)
         supply = pool.available
     elif lazy:
         needed, supply = 1, pool.available + pool.growable
     else:
         supply = pool.available + pool.growable
     if supply < needed + reserve:
-        missing = needed + reserve - supply
         held = f"{pool.available} of {pool.total} pages of {text} are free and not promised to others"
         want = f"{needed} {'is' if needed == 1 else 'are'} needed" + (f" and {reserve} stay free" if reserve else "")
         reason = f"no {text} pages are reserved" if pool.total + pool.growable == 0 else f"{held}, {want}"
-        return replace(
-            blank, reason=reason, remedy=_write(facts, str(pool.persistent + missing), pool.control)
-        )
+        # With no size in mind: a pool of which "auto" would take the smallest region that it takes.
+        enough = _grown(pool, needed if size is not None else HUGETLB_FROM // page, request.hugetlb_keep if auto else 0)
+        if enough is None or (facts.memory_total is not None and enough * page > facts.memory_total):
+            return replace(blank, reason=reason)
+        notes = ("memory may be too fragmented for 1 GiB pages by now: boot with hugepagesz=1G",) if page == GIB else ()
+        return replace(blank, reason=reason, remedy=_write(facts, str(enough), pool.control), notes=notes)
     wanted = 0 if lazy or size is None else needed * page
     for limit in facts.hugetlb_limits:
         if limit.page_size == page and limit.headroom < max(wanted, page):
@@ -191,15 +194,33 @@ def _test_hugetlb(name: str, facts: Facts, request: Request) -> Candidate:
     denied = _group_denies(facts, wanted, hugetlb=True)
     if denied:
         return replace(blank, reason=denied)
-    notes = []
+    remarks = []
     if size is not None and needed * page - size >= page // 2 and not lazy:
-        notes.append(f"the last page leaves {format_size(needed * page - size)} unused")
+        remarks.append(f"the last page leaves {format_size(needed * page - size)} unused")
     if pool.available < needed:
-        notes.append("part of the pages would be made on demand (nr_overcommit_hugepages), if memory is found")
+        remarks.append("part of the pages would be made on demand (nr_overcommit_hugepages), if memory is found")
     reason = f"{pool.available} of {pool.total} pages of {text} are free"
     if reserve:
         reason += f", {needed} are needed and {request.hugetlb_keep:g} % of the pool stays free"
-    return replace(blank, usable=True, reason=reason, notes=tuple(notes))
+    return replace(blank, usable=True, reason=reason, notes=tuple(remarks))
+
+
+def _grown(pool: HugepagePool, needed: int, keep: float) -> int | None:
+    """The value of nr_hugepages with which the pool holds `needed` more pages and keeps its part free."""
+    if keep >= 100:
+        return None
+    grown = pool.persistent
+    # The part that stays free grows with the pool, so one step may not be enough.
+    while True:
+        more = grown - pool.persistent
+        missing = needed + _kept(pool.total + more, keep) - (pool.available + more)
+        if missing <= 0:
+            return grown
+        grown += missing
+
+
+def _kept(total: int, keep: float) -> int:
+    return -int(-total * keep // 100)
 
 
 def _thp(facts: Facts, request: Request) -> Candidate:
