@@ -103,7 +103,9 @@ def choose(facts: Facts, request: Request) -> list[Candidate]:
     elif request.backend in _TESTS:
         names = [request.backend]
     else:
-        raise ValueError(f"backend {request.backend!r} is not known; it is one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"backend {request.backend!r} is not known; it is one of auto, {', '.join(BACKENDS)}"
+        )
     if not facts.supported:
         reason = f"shared regions need Linux on x86_64; this is {facts.system}"
         return [replace(_blank(name), reason=reason) for name in names]
@@ -175,13 +177,21 @@ def _test_hugetlb(name: str, facts: Facts, request: Request) -> Candidate:
         supply = pool.available + pool.growable
     if supply < needed + reserve:
         held = f"{pool.available} of {pool.total} pages of {text} are free and not promised to others"
-        want = f"{needed} {'is' if needed == 1 else 'are'} needed" + (f" and {reserve} stay free" if reserve else "")
+        want = f"{needed} {'is' if needed == 1 else 'are'} needed" + (
+            f" and {reserve} stay free" if reserve else ""
+        )
         reason = f"no {text} pages are reserved" if pool.total + pool.growable == 0 else f"{held}, {want}"
         # With no size in mind: a pool of which "auto" would take the smallest region that it takes.
-        enough = _grown(pool, needed if size is not None else HUGETLB_FROM // page, request.hugetlb_keep if auto else 0)
+        enough = _grown(
+            pool, needed if size is not None else HUGETLB_FROM // page, request.hugetlb_keep if auto else 0
+        )
         if enough is None or (facts.memory_total is not None and enough * page > facts.memory_total):
             return replace(blank, reason=reason)
-        notes = ("memory may be too fragmented for 1 GiB pages by now: boot with hugepagesz=1G",) if page == GIB else ()
+        notes = (
+            ("memory may be too fragmented for 1 GiB pages by now: boot with hugepagesz=1G",)
+            if page == GIB
+            else ()
+        )
         return replace(blank, reason=reason, remedy=_write(facts, str(enough), pool.control), notes=notes)
     wanted = 0 if lazy or size is None else needed * page
     for limit in facts.hugetlb_limits:
@@ -198,7 +208,9 @@ def _test_hugetlb(name: str, facts: Facts, request: Request) -> Candidate:
     if size is not None and needed * page - size >= page // 2 and not lazy:
         remarks.append(f"the last page leaves {format_size(needed * page - size)} unused")
     if pool.available < needed:
-        remarks.append("part of the pages would be made on demand (nr_overcommit_hugepages), if memory is found")
+        remarks.append(
+            "part of the pages would be made on demand (nr_overcommit_hugepages), if memory is found"
+        )
     reason = f"{pool.available} of {pool.total} pages of {text} are free"
     if reserve:
         reason += f", {needed} are needed and {request.hugetlb_keep:g} % of the pool stays free"
@@ -245,12 +257,17 @@ def _thp(facts: Facts, request: Request) -> Candidate:
             remedy=_write(facts, "inherit", own),
         )
     return _shmem(
-        blank, facts, request, f"shared memory collapsed into {format_size(blank.page_size)} pages, with no privilege"
+        blank,
+        facts,
+        request,
+        f"shared memory collapsed into {format_size(blank.page_size)} pages, with no privilege",
     )
 
 
 def _shm(facts: Facts, request: Request) -> Candidate:
-    return _shmem(_blank("shm"), facts, request, "plain 4 KiB pages: every worker pays 2 MiB of page tables per GiB")
+    return _shmem(
+        _blank("shm"), facts, request, "plain 4 KiB pages: every worker pays 2 MiB of page tables per GiB"
+    )
 
 
 def _shmem(blank: Candidate, facts: Facts, request: Request, reason: str) -> Candidate:
@@ -277,7 +294,9 @@ def _shmem(blank: Candidate, facts: Facts, request: Request, reason: str) -> Can
     if why:
         notes.append(f"{why}: the memory is a memfd that the keeper holds")
     if size is not None and facts.memory_available is not None and size > facts.memory_available:
-        notes.append(f"{format_size(size)} is a cap: {format_size(facts.memory_available)} of memory are available now")
+        notes.append(
+            f"{format_size(size)} is a cap: {format_size(facts.memory_available)} of memory are available now"
+        )
     return replace(blank, usable=True, reason=reason, place=place, notes=tuple(notes))
 
 
@@ -306,7 +325,9 @@ def _group_denies(facts: Facts, size: int, *, hugetlb: bool) -> str | None:
             continue
         if size > limit.headroom:
             left = format_size(limit.headroom)
-            return f"{format_size(size)} is more than the {left} that the memory limit of {limit.group} leaves"
+            return (
+                f"{format_size(size)} is more than the {left} that the memory limit of {limit.group} leaves"
+            )
     return None
 
 

@@ -35,7 +35,9 @@ def parse_size(size: str | SupportsIndex | float) -> int:
         try:
             amount = operator.index(size)
         except TypeError:
-            raise TypeError(f"size is a number of bytes or a text such as '8 GiB', not {type(size).__name__}") from None
+            raise TypeError(
+                f"size is a number of bytes or a text such as '8 GiB', not {type(size).__name__}"
+            ) from None
     if amount <= 0:
         raise ValueError(f"size {_shown(size)} is not above 0")
     if amount > MAX_SIZE:
@@ -50,7 +52,9 @@ def _from_text(text: str) -> int:
     match = _SIZE.fullmatch(stripped)
     unit = _UNIT.fullmatch(match[2].upper()) if match else None
     if match is None or unit is None or (unit[2] == "IB" and not unit[1]):
-        raise ValueError(f"size {_shown(text)} is not understood; write bytes, or a text such as '8 GiB' or '512M'")
+        raise ValueError(
+            f"size {_shown(text)} is not understood; write bytes, or a text such as '8 GiB' or '512M'"
+        )
     if unit[1] and unit[2] == "B":
         raise ValueError(f"size {_shown(text)} is ambiguous: write {unit[1]}iB for powers of 1024")
     whole, _, part = match[1].partition(".")

@@ -93,7 +93,11 @@ def groups(controller: str, root: str = "/", table: Iterable[Mount] | None = Non
         places = [
             mount
             for mount in mounts
-            if (mount.fstype == "cgroup" and controller in mount.super_options if controllers else mount.fstype == "cgroup2")
+            if (
+                mount.fstype == "cgroup" and controller in mount.super_options
+                if controllers
+                else mount.fstype == "cgroup2"
+            )
         ]
         if places:
             found += [Group(version, place) for place in _ancestors(places[-1], path)]
@@ -121,7 +125,9 @@ def memory_limits(root: str = "/", table: Iterable[Mount] | None = None) -> list
         if limit is None or limit >= _NO_LIMIT:
             continue
         # Inactive file pages only: shared memory and active pages are not given up so readily.
-        cache = _statistic(root, f"{group.path}/memory.stat", "inactive_file" if two else "total_inactive_file")
+        cache = _statistic(
+            root, f"{group.path}/memory.stat", "inactive_file" if two else "total_inactive_file"
+        )
         limits.append(MemoryLimit(group.path, limit, usage or 0, cache, counts_hugetlb=two and counts))
     return limits
 
@@ -140,7 +146,9 @@ def hugetlb_limits(root: str = "/", table: Iterable[Mount] | None = None) -> lis
             limit = read_int(root, f"{group.path}/{name}") if match else None
             if match is None or limit is None or limit >= _NO_LIMIT:
                 continue
-            used = name.removesuffix("max" if two else "limit_in_bytes") + ("current" if two else "usage_in_bytes")
+            used = name.removesuffix("max" if two else "limit_in_bytes") + (
+                "current" if two else "usage_in_bytes"
+            )
             usage = read_int(root, f"{group.path}/{used}") or 0
             limits.append(HugetlbLimit(group.path, int(match[1]) * _UNITS[match[2]], limit, usage))
     return limits

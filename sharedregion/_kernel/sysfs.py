@@ -10,7 +10,14 @@ from types import MappingProxyType
 
 from sharedregion._kernel.files import read_int, read_text, under
 
-__all__ = ["HUGEPAGES", "THP", "HugepagePool", "TransparentHugepages", "hugepage_pools", "transparent_hugepages"]
+__all__ = [
+    "HUGEPAGES",
+    "THP",
+    "HugepagePool",
+    "TransparentHugepages",
+    "hugepage_pools",
+    "transparent_hugepages",
+]
 
 HUGEPAGES = "/sys/kernel/mm/hugepages"
 THP = "/sys/kernel/mm/transparent_hugepage"

@@ -1,0 +1,519 @@
+"""The story at full size: a 300 GiB region and 1500 clients, on a machine of any size.
+
+The data is sparse and the page tables are real. With linked tables one 2 MiB page in each GiB makes
+the kernel build every table that a full region would have; with 4 KiB pages one page in each 2 MiB
+does. So 300 GiB need 600 MiB of memory on either side, and the difference is in the tables alone.
+
+It changes the machine for a while: it reserves huge pages and makes a memory control group. A
+guardian process undoes both however this process ends, SIGKILL included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from sharedregion._kernel import cgroup, files, mounts, procfs
+from sharedregion._kernel.facts import Facts
+from sharedregion._kernel.sysfs import hugepage_pools
+from sharedregion._sizes import format_size
+from sharedregion.errors import ToolError
+
+__all__ = ["Outcome", "Plan", "Refused", "SmallSide", "plan", "run", "sentences"]
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+PAGE = 4 * KIB
+HUGE = 2 * MIB
+ENTRY = 8
+
+# An idle forked client: its own tables, and the pages that it soon copies.
+_IDLE_CLIENT = MIB
+
+
+# ---- Arithmetic: pure -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large the story is. `limit` is the memory that 4 KiB clients may use, None to leave them out."""
+
+    size: int = 300 * GIB
+    clients: int = 1500
+    limit: int | None = 4 * GIB
+
+    @property
+    def huge_pages(self) -> int:
+        """2 MiB pages that hold the sparse data: one in each GiB."""
+        return -(-self.size // GIB)
+
+    @property
+    def pool_bytes(self) -> int:
+        """What those pages take."""
+        return self.huge_pages * HUGE
+
+    @property
+    def small_pages(self) -> int:
+        """4 KiB pages that hold the sparse data of the other side: one in each 2 MiB."""
+        return -(-self.size // HUGE)
+
+    @property
+    def entries_bytes(self) -> int:
+        """The entries that map the region with 4 KiB pages, in one client."""
+        return self.size // PAGE * ENTRY
+
+    @property
+    def tables_bytes(self) -> int:
+        """The tables of one client with 4 KiB pages: those that hold the entries, and those above them."""
+        levels = (-(-self.size // HUGE), -(-self.size // GIB), -(-self.size // (512 * GIB)))
+        return sum(levels) * PAGE
+
+    @property
+    def all_tables_bytes(self) -> int:
+        """The tables of all clients with 4 KiB pages."""
+        return self.tables_bytes * self.clients
+
+    @property
+    def lets_live(self) -> int | None:
+        """How many 4 KiB clients the limit should let live, their common data taken off."""
+        return (
+            None
+            if self.limit is None
+            else max(0, (self.limit - self.small_pages * PAGE) // self.tables_bytes)
+        )
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why the story cannot be told here, and what would help."""
+
+    reason: str
+    remedy: str | None = None
+
+
+def plan(facts: Facts, size: int = 300 * GIB, clients: int = 1500) -> Plan | Refused:
+    """A plan that this machine can carry, with a limit for the 4 KiB side that it does not feel."""
+    if not facts.root_user:
+        return Refused("reserving huge pages and making a control group need root", "sudo sharedregion demo")
+    if not facts.supported or HUGE not in facts.pools:
+        return Refused("this kernel has no 2 MiB huge pages")
+    bare = Plan(size, clients, None)
+    room = facts.memory_available or 0
+    for limit in facts.memory_limits:
+        room = min(room, limit.headroom)
+    needed = bare.pool_bytes + clients * _IDLE_CLIENT
+    if room < needed:
+        return Refused(f"it needs {format_size(needed)} of memory, {format_size(room)} are available")
+    # Two clients at least must live, or there is nothing to see. Both sides run one after the other.
+    least = bare.small_pages * PAGE + 3 * bare.tables_bytes
+    limit_bytes = max(least, min(4 * GIB, room // 4))
+    return Plan(size, clients, limit_bytes if limit_bytes <= room // 2 else None)
+
+
+@dataclass(frozen=True)
+class SmallSide:
+    """The 4 KiB side: who lived under the limit. `tables` is VmPTE of one client, in bytes."""
+
+    limit: int
+    lived: int
+    killed: bool
+    tables: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured. Bytes of PageTables for all clients; seconds until all had touched everything."""
+
+    plan: Plan
+    idle_bytes: int
+    linked_bytes: int
+    seconds: float
+    small: SmallSide | None
+
+    @property
+    def per_client(self) -> float:
+        """Page tables of one client beyond an idle one."""
+        return (self.linked_bytes - self.idle_bytes) / self.plan.clients
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        small = self.small
+        return {
+            "size": self.plan.size,
+            "clients": self.plan.clients,
+            "hugetlb": {
+                "pool_bytes": self.plan.pool_bytes,
+                "page_tables_bytes": self.linked_bytes,
+                "idle_page_tables_bytes": self.idle_bytes,
+                "per_client_bytes": self.per_client,
+                "seconds": self.seconds,
+            },
+            "4k": {
+                "expected_per_client_bytes": self.plan.tables_bytes,
+                "expected_bytes": self.plan.all_tables_bytes,
+                "limit_bytes": small.limit if small else None,
+                "lived": small.lived if small else None,
+                "killed": small.killed if small else None,
+                "per_client_bytes": small.tables if small else None,
+                "reason": small.reason if small else "no memory for it",
+            },
+        }
+
+
+def sentences(outcome: Outcome) -> list[str]:
+    """The outcome in words, with the arithmetic."""
+    made = outcome.plan
+    four = (
+        f"With 4 KiB pages: {format_size(made.size)} / 4 KiB x {ENTRY} B = {format_size(made.entries_bytes)} of entries, "
+        f"{format_size(made.tables_bytes)} of tables in each client; x {made.clients} clients = "
+        f"{format_size(made.all_tables_bytes)}."
+    )
+    linked = (
+        f"With linked tables: {made.clients} clients that reach all of {format_size(made.size)} took "
+        f"{format_size(outcome.linked_bytes)} of page tables in all, {made.clients} idle ones "
+        f"{format_size(outcome.idle_bytes)}: {_per_client(outcome.per_client)} ({outcome.seconds:.1f} s, from "
+        f"{format_size(made.pool_bytes)} of huge pages)."
+    )
+    told = [four, linked]
+    small = outcome.small
+    if small is None:
+        told.append("The 4 KiB side was left out: there is not enough memory to let two clients live.")
+    elif small.reason:
+        told.append(f"The 4 KiB side was left out: {small.reason}.")
+    else:
+        each = f", each with {format_size(small.tables)} of tables" if small.tables else ""
+        end = "the kernel killed the next one" if small.killed else "no more were tried"
+        told.append(
+            f"With 4 KiB pages and a memory limit of {format_size(small.limit)}: {small.lived} clients lived{each}; {end}."
+        )
+    return told
+
+
+def _per_client(size: float) -> str:
+    # PageTables moves a little by itself, so the difference may fall below zero.
+    return (
+        f"{format_size(size)} a client beyond its idle cost"
+        if size > 0
+        else "nothing a client beyond its idle cost"
+    )
+
+
+# ---- The guardian ---------------------------------------------------------------------------------
+
+
+class _Guardian:
+    """A process that undoes steps, the last one first, as soon as this process has gone or says so.
+
+    A step is announced before it is taken. `undo()` waits until all is undone.
+    """
+
+    def __init__(self, root: str = "/") -> None:
+        reader, self.pipe = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _guard(reader, self.pipe, root)
+        os.close(reader)
+
+    def announce(self, *step: Any) -> None:
+        os.write(self.pipe, json.dumps(step).encode() + b"\n")
+
+    def undo(self) -> None:
+        os.close(self.pipe)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _guard(reader: int, writer: int, root: str) -> NoReturn:
+    """The guardian's life. It leaves by os._exit alone: nothing of the host's may run here."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.close(writer)
+        announced = b""
+        while chunk := os.read(reader, 65536):
+            announced += chunk
+        for step in _steps(announced):
+            # One step that fails must not keep the others from being undone.
+            with contextlib.suppress(Exception):
+                _undo(step, root)
+    finally:
+        os._exit(0)
+
+
+def _steps(announced: bytes) -> list[Sequence[Any]]:
+    """What to undo, the last step first. Changes of a pool add up to one step, undone at the very end:
+
+    taken singly, a correction would first ask the kernel for pages that it has already refused.
+    """
+    steps: list[Sequence[Any]] = []
+    pools: dict[int, int] = {}
+    for text in announced.splitlines():
+        step = json.loads(text)
+        if step[0] == "pool":
+            pools[step[1]] = pools.get(step[1], 0) + step[2]
+        else:
+            steps.insert(0, step)
+    return steps + [("pool", size, added) for size, added in pools.items() if added]
+
+
+def _undo(step: Sequence[Any], root: str) -> None:
+    if step[0] == "pool":
+        # By difference: someone else may have changed the pool meanwhile.
+        _, size, added = step
+        pool = hugepage_pools(root)[size]
+        _write(files.under(root, pool.control), max(0, pool.persistent - added))
+    elif step[0] == "group":
+        _, path = step
+        for _ in range(200):
+            for pid in (files.read_text("/", f"{path}/cgroup.procs") or "").split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                return
+            except OSError:
+                # Killed processes leave a group some milliseconds later.
+                time.sleep(0.02)
+            else:
+                return
+
+
+def _write(path: str, value: object) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(value))
+
+
+# ---- Clients --------------------------------------------------------------------------------------
+
+
+class _Mapping(Protocol):
+    def touch(self, offset: int) -> int: ...
+
+
+class _Segment(Protocol):
+    def commit(self, offset: int, length: int) -> object: ...
+
+    def map(self, writable: bool) -> _Mapping: ...
+
+    def close(self) -> object: ...
+
+
+def _create_segment(kind: str, size: int) -> _Segment:
+    segment: _Segment = importlib.import_module("sharedregion._native").Segment.create(kind, size, "memfd")
+    return segment
+
+
+class _Clients:
+    """Forked processes that do one thing, say that it is done, and wait. They end with the host."""
+
+    def __init__(self, guardian: _Guardian) -> None:
+        self.pids: list[int] = []
+        self._guardian = guardian
+        self._gate, self._gate_writer = os.pipe()
+        self._ready, self._ready_writer = os.pipe()
+
+    def start(self, work: Callable[[], None]) -> int:
+        """Fork one client."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise ToolError(
+                f"only {len(self.pids)} clients could be started: {error.strerror}",
+                "raise the limit on processes (ulimit -u, pids.max)",
+            ) from None
+        if pid == 0:
+            self._live(work)
+        self.pids.append(pid)
+        return pid
+
+    def _live(self, work: Callable[[], None]) -> NoReturn:
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # Ends of pipes that would keep the host's death from being seen.
+            os.close(self._guardian.pipe)
+            os.close(self._gate_writer)
+            work()
+            os.write(self._ready_writer, b".")
+            os.read(self._gate, 1)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def wait(self, count: int) -> int | None:
+        """Until `count` clients have said that they are done; the wait status of one that died instead."""
+        while count:
+            if select.select([self._ready], [], [], 0.1)[0]:
+                count -= len(os.read(self._ready, count))
+                continue
+            for pid in self.pids:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    self.pids.remove(pid)
+                    return status
+        return None
+
+    def end(self) -> None:
+        """Let all go and wait for them; those that do not hear are killed."""
+        for descriptor in (self._gate_writer, self._gate, self._ready, self._ready_writer):
+            os.close(descriptor)
+        deadline = time.monotonic() + 10
+        for pid in self.pids:
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    break
+                time.sleep(0.001)
+        self.pids = []
+
+
+@contextlib.contextmanager
+def _clients(guardian: _Guardian) -> Iterator[_Clients]:
+    crew = _Clients(guardian)
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
+def _fork_all(guardian: _Guardian, count: int, work: Callable[[], None]) -> tuple[int, float]:
+    """(growth of PageTables, seconds) for `count` clients that have done their work."""
+    before = procfs.page_tables() or 0
+    start = time.perf_counter()
+    with _clients(guardian) as crew:
+        for _ in range(count):
+            crew.start(work)
+        status = crew.wait(count)
+        if status is not None:
+            raise ToolError(f"a client of the story ended before its work was done (wait status {status})")
+        seconds = time.perf_counter() - start
+        return (procfs.page_tables() or 0) - before, seconds
+
+
+# ---- Both sides -----------------------------------------------------------------------------------
+
+
+def _reserve(guardian: _Guardian, pages: int) -> None:
+    pool = hugepage_pools()[HUGE]
+    missing = pages - pool.available
+    if missing <= 0:
+        return
+    guardian.announce("pool", HUGE, missing)
+    _write(pool.control, pool.persistent + missing)
+    grown = hugepage_pools()[HUGE]
+    if grown.available < pages:
+        # What was not granted must not be taken from what others reserved.
+        guardian.announce("pool", HUGE, grown.persistent - pool.persistent - missing)
+        raise ToolError(
+            f"the kernel found {grown.available} of {pages} huge pages of 2 MiB",
+            "free memory, or reserve them at boot",
+        )
+
+
+def _linked_side(guardian: _Guardian, made: Plan) -> tuple[int, int, float]:
+    _reserve(guardian, made.huge_pages)
+    segment = _create_segment("hugetlb-2m", made.huge_pages * GIB)
+    try:
+        offsets = range(0, made.huge_pages * GIB, GIB)
+        for offset in offsets:
+            segment.commit(offset, HUGE)
+
+        def touch_all() -> None:
+            mapping = segment.map(writable=False)
+            for offset in offsets:
+                mapping.touch(offset)
+
+        idle, _ = _fork_all(guardian, made.clients, lambda: None)
+        linked, seconds = _fork_all(guardian, made.clients, touch_all)
+        return idle, linked, seconds
+    finally:
+        segment.close()
+
+
+def _memory_group(guardian: _Guardian, limit: int) -> str:
+    """A control group of our own with that limit, below the group that this process is in if it can be."""
+    name = f"sharedregion-story-{os.getpid()}"
+    for group in cgroup.groups("memory", table=mounts.mount_table()):
+        two = group.version == 2
+        if (
+            two
+            and "memory" not in (files.read_text("/", f"{group.path}/cgroup.subtree_control") or "").split()
+        ):
+            continue
+        path = os.path.join(group.path, name)
+        guardian.announce("group", path)
+        try:
+            os.mkdir(path)
+        except OSError:
+            continue
+        _write(f"{path}/{'memory.max' if two else 'memory.limit_in_bytes'}", limit)
+        # Swap would hide the limit; where there is none, there is no such file.
+        with contextlib.suppress(OSError):
+            _write(
+                f"{path}/{'memory.swap.max' if two else 'memory.memsw.limit_in_bytes'}", 0 if two else limit
+            )
+        return path
+    raise ToolError("no control group with a memory limit can be made here")
+
+
+def _small_side(guardian: _Guardian, made: Plan, limit: int) -> SmallSide:
+    try:
+        group = _memory_group(guardian, limit)
+    except (OSError, ToolError) as error:
+        return SmallSide(limit, 0, killed=False, tables=None, reason=str(error))
+    segment = _create_segment("shm", made.size)
+
+    def touch_all() -> None:
+        # The newcomer is the one to be killed, not one that has already lived.
+        _write("/proc/self/oom_score_adj", 1000)
+        _write(f"{group}/cgroup.procs", os.getpid())
+        mapping = segment.map(writable=False)
+        for offset in range(0, made.size, HUGE):
+            mapping.touch(offset)
+        _write("/proc/self/oom_score_adj", 0)
+
+    killed = False
+    try:
+        with _clients(guardian) as crew:
+            tables = None
+            for _ in range((made.lets_live or 0) + 4):
+                pid = crew.start(touch_all)
+                status = crew.wait(1)
+                if status is not None:
+                    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+                    if not killed:
+                        raise ToolError(f"a client of the story failed (wait status {status})")
+                    break
+                tables = procfs.process_status(pid).get("VmPTE")
+            return SmallSide(limit, len(crew.pids), killed, tables)
+    finally:
+        segment.close()
+
+
+def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Tell the story. Whatever happens, the machine is given back as it was."""
+    guardian = _Guardian()
+    try:
+        progress(f"{made.clients} clients, {format_size(made.size)}, linked tables")
+        idle, linked, seconds = _linked_side(guardian, made)
+        small = None
+        if made.limit is not None:
+            progress(f"4 KiB pages, under a memory limit of {format_size(made.limit)}")
+            small = _small_side(guardian, made, made.limit)
+        return Outcome(made, idle, linked, seconds, small)
+    finally:
+        guardian.undo()

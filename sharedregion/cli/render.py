@@ -1,0 +1,99 @@
+"""The one renderer: findings come in as data, and go out as text or JSON.
+
+Names of regions, processes and files were written by others: control characters in them are shown,
+never sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sharedregion._sizes import format_size
+from sharedregion.errors import SharedRegionError
+
+__all__ = ["amount", "duration", "error_line", "heading", "line", "note", "print_json", "printable", "table"]
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, escape codes and broken surrogates made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def error_line(error: BaseException) -> str:
+    """One line for one error, with its remedy."""
+    if isinstance(error, SharedRegionError):
+        text = f"{error.message or type(error).__name__}"
+        text += f"\n  try: {error.remedy}" if error.remedy else ""
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return "sharedregion: " + "\n".join(printable(part) for part in text.splitlines())
+
+
+def _console(stderr: bool = False) -> Console:
+    # Made for each use: the streams may have been replaced since. rich turns colour off by itself
+    # when the stream is no terminal, or NO_COLOR is set.
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, soft_wrap=False, markup=False)
+
+
+def heading(text: str) -> None:
+    """A line that starts a part of the output."""
+    _console().print(Text(printable(text), style="bold"))
+
+
+def line(text: str = "") -> None:
+    """A paragraph, wrapped at the width of the terminal."""
+    console = _console()
+    if console.is_terminal:
+        console.print(Text(printable(text)))
+    else:
+        # A file or a pipe has no width; whoever searches it wants whole lines.
+        sys.stdout.write(printable(text) + "\n")
+
+
+def note(text: str) -> None:
+    """Something said on the way, on stderr: stdout holds results alone."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
+    """A table; the columns named in `right` hold numbers."""
+    aligned = set(right)
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in columns:
+        number = name in aligned
+        shown.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(printable(cell)) for cell in row))
+    console = _console()
+    if not console.is_terminal and "COLUMNS" not in console._environ:
+        console.width = 160
+    console.print(shown)
+
+
+def amount(size: float | None) -> str:
+    """Bytes for a table cell."""
+    return "-" if size is None else format_size(size)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for a table cell."""
+    if seconds is None:
+        return "-"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def print_json(document: Any) -> None:
+    """The document alone on stdout, in ASCII: escape codes in names cannot reach a terminal."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
