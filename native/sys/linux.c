@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -97,6 +99,13 @@ static int do_getrandom(void *buf, size_t len)
     return n < 0 ? (int)n : (size_t)n == len ? 0 : -EIO;
 }
 static int do_bpf(int cmd, union bpf_attr *attr, unsigned size) { return RESULT(syscall(SYS_bpf, cmd, attr, size)); }
+static int do_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+    return RESULT(prctl(option, a, b, c, d));
+}
+static int do_capget(void *header, void *data) { return RESULT(syscall(SYS_capget, header, data)); }
+static int do_capset(void *header, const void *data) { return RESULT(syscall(SYS_capset, header, data)); }
+static int do_setrlimit(int resource, const struct rlimit *limit) { return RESULT(setrlimit(resource, limit)); }
 
 const struct sr_sys sr_sys_linux = {
     .openat = do_openat,
@@ -137,6 +146,10 @@ const struct sr_sys sr_sys_linux = {
     .poll = do_poll,
     .getrandom = do_getrandom,
     .bpf = do_bpf,
+    .prctl = do_prctl,
+    .capget = do_capget,
+    .capset = do_capset,
+    .setrlimit = do_setrlimit,
     .spawn_detached = sr_sys__spawn_detached,
 };
 

@@ -27,6 +27,7 @@
 #include "sr_base.h"
 
 union bpf_attr;
+struct rlimit;
 
 /* --- the table ------------------------------------------------------------------------------- */
 
@@ -74,6 +75,10 @@ struct sr_sys {
     /* the rest */
     int (*getrandom)(void *buf, size_t len);
     int (*bpf)(int cmd, union bpf_attr *attr, unsigned size);
+    int (*prctl)(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+    int (*capget)(void *header, void *data);                 /* linux/capability.h              */
+    int (*capset)(void *header, const void *data);
+    int (*setrlimit)(int resource, const struct rlimit *limit);
     /* posix-like spawn of a process that is nobody's child: see sr_sys_spawn_detached */
     int (*spawn_detached)(const char *path, char *const argv[], const int *fds, int count);
 };
