@@ -1,0 +1,212 @@
+/* estimate: what can be said without reading page tables.
+ *
+ * Exact even here is how many bytes of tables a process reaches: the kernel's own count (VmPTE in
+ * /proc/PID/status) and the PGD, which it leaves out. Estimated is of what level they are, from
+ * which pages are there (PAGEMAP_SCAN, Linux 6.7), and what is shared: a PMD table that maps a whole
+ * GiB of shared 2 MiB hugetlb pages, at an address congruent to the file, is taken for shared by
+ * all who map that GiB with the same permissions, since then the kernel links one into all.
+ *
+ * The tables that follow are given invented frames, one for each that would be distinct, so that
+ * counting is the same as for tables that were seen.
+ */
+#define _GNU_SOURCE
+#include "ptwalk.h"
+
+#include <errno.h>
+#include <linux/ioctl.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* PAGEMAP_SCAN, include/uapi/linux/fs.h */
+struct scan {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+struct scanned { uint64_t start, end, categories; };
+#define SCAN _IOWR('f', 16, struct scan)
+enum { IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_HUGE = 1 << 6, RANGES = 512 };
+#define USER_END ((UINT64_C(1) << 47) - SR_PAGE)
+#define PUD_SPAN (UINT64_C(512) * SR_GIB)
+
+struct shared_table { uint64_t dev, ino, gib; uint64_t frame; };
+struct estimator {
+    uint64_t next;           /* the next invented frame */
+    struct shared_table *shared;
+    size_t count, cap;
+};
+
+static uint64_t invent(struct estimator *est) { return est->next += SR_PAGE; }
+
+static bool add(struct pt_memory *mem, uint64_t frame, enum pt_level level, uint64_t va)
+{
+    if (!PT_GROW(mem->link, mem->link_cap, mem->links)) return false;
+    mem->link[mem->links++] = (struct pt_link){.va = va, .table = frame | level};
+    return true;
+}
+
+/* The VMA that lets the GiB at `va` share its PMD table, or NULL. */
+static const struct pt_vma *sharing_vma(const struct pt_memory *mem, uint64_t va)
+{
+    for (size_t i = 0; i < mem->vmas; i++) {
+        const struct pt_vma *v = &mem->vma[i];
+        if (v->start <= va && v->end >= va + SR_GIB)
+            return v->hugetlb && v->shared && (va - v->start + v->file_offset) % SR_GIB == 0 ? v : NULL;
+    }
+    return NULL;
+}
+
+static uint64_t shared_frame(struct estimator *est, const struct pt_vma *v, uint64_t va)
+{
+    uint64_t gib = (va - v->start + v->file_offset) / SR_GIB;
+    for (size_t i = 0; i < est->count; i++) {
+        const struct shared_table *s = &est->shared[i];
+        if (s->dev == v->dev && s->ino == v->ino && s->gib == gib) return s->frame;
+    }
+    uint64_t frame = invent(est);
+    if (PT_GROW(est->shared, est->cap, est->count)) est->shared[est->count++] = (struct shared_table){v->dev, v->ino, gib, frame};
+    return frame;
+}
+
+/* The tables that [start, end) needs; ranges come in order, so each level remembers its last. */
+static bool add_range(struct estimator *est, struct pt_memory *mem, const struct scanned *range, uint64_t last[3])
+{
+    for (uint64_t va = sr_align_down(range->start, PUD_SPAN); va < range->end; va += PUD_SPAN) {
+        if (last[PT_PUD] == va) continue;
+        last[PT_PUD] = va;
+        if (!add(mem, invent(est), PT_PUD, va)) return false;
+    }
+    for (uint64_t va = sr_align_down(range->start, SR_GIB); va < range->end; va += SR_GIB) {
+        if (last[PT_PMD] == va) continue;
+        last[PT_PMD] = va;
+        const struct pt_vma *v = sharing_vma(mem, va);
+        if (!add(mem, v ? shared_frame(est, v, va) : invent(est), PT_PMD, va)) return false;
+    }
+    for (uint64_t va = sr_align_down(range->start, SR_LARGE_PAGE); va < range->end && !(range->categories & IS_HUGE); va += SR_LARGE_PAGE) {
+        if (last[PT_PTE] == va) continue;
+        last[PT_PTE] = va;
+        if (!add(mem, invent(est), PT_PTE, va)) return false;
+    }
+    return true;
+}
+
+static int scan_pages(struct estimator *est, int fd, struct pt_memory *mem, bool leaves)
+{
+    struct scanned range[RANGES];
+    uint64_t last[3] = {UINT64_MAX, UINT64_MAX, UINT64_MAX};
+    struct scan s = {
+        .size = sizeof s, .end = USER_END, .vec = (uintptr_t)range, .vec_len = RANGES,
+        .category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_PRESENT | IS_SWAPPED | IS_HUGE,
+    };
+    while (s.start < s.end) {
+        int n = sr_sys->ioctl(fd, SCAN, &s);
+        if (n < 0) return n;
+        for (int i = 0; i < n; i++) {
+            if (!add_range(est, mem, &range[i], last)) return -ENOMEM;
+            if (leaves && range[i].categories & IS_PRESENT)
+                mem->leaves[range[i].categories & IS_HUGE ? PT_PMD : PT_PTE] +=
+                    (range[i].end - range[i].start) / (range[i].categories & IS_HUGE ? SR_LARGE_PAGE : SR_PAGE);
+        }
+        if (s.walk_end <= s.start) break;
+        s.start = s.walk_end;
+    }
+    return 0;
+}
+
+/* A field of status, "\nVmPTE:\t      44 kB". The name of the process stands before all others, with
+ * its newlines escaped. */
+static bool status_field(const char *text, const char *name, uint64_t *value)
+{
+    const char *at = strstr(text, name);
+    if (at == NULL) return false;
+    *value = strtoull(at + strlen(name), NULL, 10);
+    return true;
+}
+
+static void read_name(int dir, struct pt_process *p)
+{
+    char comm[64];
+    ssize_t n = sr_sys_read_text(dir, "comm", comm, sizeof comm);
+    if (n > 0 && comm[n - 1] == '\n') n--;
+    memset(p->comm, 0, sizeof p->comm);
+    if (n > 0) memcpy(p->comm, comm, sr_min((uint64_t)n, sizeof p->comm - 1));
+}
+
+static int estimate_one(struct estimator *est, const struct pt_request *q, struct pt_found *found, struct pt_process *p)
+{
+    char path[32], status[8192];
+    snprintf(path, sizeof path, "/proc/%d", p->pid);
+    SR_FD dir = sr_sys->openat(AT_FDCWD, path, O_PATH | O_DIRECTORY, 0);
+    if (dir < 0 || sr_sys_read_text(dir, "status", status, sizeof status) <= 0) {
+        p->state = dir == -EACCES || dir == -EPERM ? PT_DENIED : PT_GONE;
+        return 0;
+    }
+    read_name(dir, p);
+    uint64_t kib, flag;
+    if (!status_field(status, "\nVmPTE:", &kib)) {
+        p->state = status_field(status, "\nKthread:", &flag) && flag ? PT_KERNEL : PT_GONE;
+        return 0;
+    }
+    SR_FD maps = sr_sys->openat(dir, "maps", O_RDONLY, 0);
+    SR_FD pagemap = strcmp(found->method, "pagemap") == 0 ? sr_sys->openat(dir, "pagemap", O_RDONLY, 0) : -1;
+    /* Of others the status would be readable, but nobody could check what it means. */
+    if (maps < 0) {
+        p->state = maps == -EACCES || maps == -EPERM ? PT_DENIED : PT_GONE;
+        return 0;
+    }
+    struct pt_memory *mem = pt_found_memory(found, &p->memory);
+    if (mem == NULL) return -ENOMEM;
+    mem->processes = 1;
+    mem->kernel_bytes = kib * SR_KIB;
+    p->state = PT_SEEN;
+    int r = pt_maps_read(maps, q, &mem->vma, &mem->vmas);
+    if (r < 0 && r != -ENOMEM) {
+        p->state = PT_GONE;
+        return 0;
+    }
+    if (!add(mem, invent(est), PT_PGD, 0)) r = -ENOMEM;
+    if (r == 0 && pagemap >= 0) {
+        r = scan_pages(est, pagemap, mem, q->leaves);
+        if (r < 0 && r != -ENOMEM) r = 0;    /* what was seen until then is still an estimate */
+    }
+    /* Tables that hold nothing now stay until their addresses are unmapped: the kernel counts them. */
+    while (r == 0 && mem->links < 1 + mem->kernel_bytes / SR_PAGE)
+        if (!add(mem, invent(est), PT_PTE, 0)) r = -ENOMEM;
+    return r;
+}
+
+static bool can_scan(void)
+{
+    SR_FD fd = sr_sys->openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0);
+    struct scan s = {.size = sizeof s, .category_anyof_mask = IS_PRESENT, .return_mask = IS_PRESENT};
+    return fd >= 0 && sr_sys->ioctl(fd, SCAN, &s) >= 0;
+}
+
+int pt_estimate(const struct pt_request *q, struct pt_found *found, struct sr_error *e)
+{
+    struct estimator est = {0};
+    uint64_t start = sr_sys_now();
+    if (found->method == NULL) found->method = can_scan() ? "pagemap" : "status";
+    found->pgd_bytes = (unsigned)SR_PAGE;
+    int *pids = NULL;
+    size_t count = 0;
+    int r = pt_pids(&pids, &count);
+    for (size_t i = 0, asked = 0; r == 0 && (i < count || asked < q->pid_count);) {
+        bool take_asked = asked < q->pid_count && (i >= count || q->pids[asked] <= pids[i]);
+        int pid = take_asked ? q->pids[asked] : pids[i];
+        if (i < count && pids[i] == pid) i++;
+        asked += take_asked;
+        if (!take_asked && q->alone) continue;
+        struct pt_process *p = pt_found_process(found, pid);
+        if (p == NULL) {
+            r = -ENOMEM;
+            break;
+        }
+        p->asked = take_asked || q->pid_count == 0;
+        r = estimate_one(&est, q, found, p);
+    }
+    if (r == 0) r = pt_count(NULL, q, found);
+    free(est.shared);
+    free(pids);
+    found->elapsed_us = (sr_sys_now() - start) / 1000;
+    return r < 0 ? sr_fail(e, r == -ENOMEM ? SR_E_NO_MEMORY : SR_E_SYSTEM, r, "the processes cannot be looked at") : 0;
+}

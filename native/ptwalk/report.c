@@ -1,0 +1,180 @@
+/* report: what was found, as JSON. The schema is drawn in sharedregion/footprint.py. */
+#define _GNU_SOURCE
+#include "ptwalk.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* --- text ------------------------------------------------------------------------------------- */
+
+/* Length of the UTF-8 character at s (of `n` bytes) and its code point; 0 if it is none. */
+static size_t character(const unsigned char *s, size_t n, uint32_t *code)
+{
+    size_t len = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    if (len == 0 || len > n) return 0;
+    static const uint8_t lead[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
+    uint32_t c = s[0] & lead[len];
+    for (size_t i = 1; i < len; i++) {
+        if ((s[i] & 0xc0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (c < least[len] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
+    *code = c;
+    return len;
+}
+
+/* What changes a terminal, the direction of text or the look of what stands beside it. */
+static bool unsafe(uint32_t c)
+{
+    static const struct { uint32_t first, last; } range[] = {
+        {0, 0x1f}, {0x7f, 0x9f}, {0xad, 0xad}, {0x61c, 0x61c}, {0x115f, 0x1160}, {0x17b4, 0x17b5}, {0x180b, 0x180f},
+        {0x200b, 0x200f}, {0x2028, 0x202e}, {0x2060, 0x206f}, {0x3164, 0x3164}, {0xe000, 0xf8ff}, {0xfdd0, 0xfdef},
+        {0xfe00, 0xfe0f}, {0xfeff, 0xfeff}, {0xffa0, 0xffa0}, {0xfff0, 0xfffb}, {0x1d173, 0x1d17a}, {0xe0000, 0x10ffff},
+    };
+    for (size_t i = 0; i < SR_ARRAY_LEN(range); i++)
+        if (c >= range[i].first && c <= range[i].last) return true;
+    return (c & 0xfffe) == 0xfffe;
+}
+
+/* A JSON string that is also safe to print once it is decoded: what is unsafe or no UTF-8 becomes
+ * visible (\x1b, \u202e), and a backslash becomes two, so that nothing can pretend to be escaped. */
+static void put_string(const char *text, size_t len)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    putchar('"');
+    for (size_t i = 0; i < len;) {
+        uint32_t c;
+        size_t n = character(s + i, len - i, &c);
+        if (n == 0) printf("\\\\x%02x", s[i++]);
+        else {
+            if (c == '"') fputs("\\\"", stdout);
+            else if (c == '\\') fputs("\\\\\\\\", stdout);
+            else if (!unsafe(c)) fwrite(s + i, 1, n, stdout);
+            else if (c < 0x100) printf("\\\\x%02x", c);
+            else printf(c < 0x10000 ? "\\\\u%04x" : "\\\\U%08x", c);
+            i += n;
+        }
+    }
+    putchar('"');
+}
+
+static void put_text(const char *text) { put_string(text, strlen(text)); }
+static void put_number(const char *key, uint64_t value) { printf(",\"%s\":%llu", key, (unsigned long long)value); }
+
+/* --- objects ---------------------------------------------------------------------------------- */
+
+static const char *const level_name[PT_LEVELS] = {"pte", "pmd", "pud", "p4d", "pgd"};
+
+static void put_regions(const struct pt_request *q, const struct pt_memory *mem)
+{
+    fputs(",\"regions\":[", stdout);
+    bool first = true;
+    for (size_t i = 0; mem->use && i < q->region_count; i++) {
+        const struct pt_region_use *use = &mem->use[i];
+        if (!use->mapped) continue;
+        fputs(first ? "{\"region\":" : ",{\"region\":", stdout);
+        put_text(q->regions[i]);
+        put_number("linked_bytes", use->linked);
+        put_number("private_bytes", use->private_);
+        put_number("shared_bytes", use->shared);
+        put_number("alone_gib", use->alone_gib);
+        putchar('}');
+        first = false;
+    }
+    putchar(']');
+}
+
+static void put_process(const struct pt_request *q, const struct pt_found *found, const struct pt_process *p)
+{
+    const struct pt_memory *mem = &found->memory[p->memory];
+    bool walked = found->reader != NULL;
+    printf("{\"pid\":%d,\"command\":", p->pid);
+    put_string(p->comm, strnlen(p->comm, sizeof p->comm));
+    fputs(",\"tables\":{", stdout);
+    for (int level = PT_PGD; level >= PT_PTE; level--)
+        printf("%s\"%s\":%u", level == PT_PGD ? "" : ",", level_name[level], mem->tables[level]);
+    putchar('}');
+    put_number("held_tables", mem->held);
+    put_number("linked_bytes", mem->linked);
+    put_number("private_bytes", mem->private_);
+    put_number("shared_bytes", mem->shared);
+    put_number("proportional_bytes", mem->proportional);
+    put_number("vm_pte_bytes", mem->kernel_bytes);
+    put_number("moving", mem->moving);
+    printf(",\"estimate\":%s", walked && !mem->held_unknown ? "false" : "true");
+    fputs(",\"shares_with\":[", stdout);
+    bool first = true;
+    for (size_t i = 0; mem->processes > 1 && i < found->processes; i++) {
+        const struct pt_process *other = &found->process[i];
+        if (other == p || other->state != PT_SEEN || other->memory != p->memory) continue;
+        printf(first ? "%d" : ",%d", other->pid);
+        first = false;
+    }
+    putchar(']');
+    if (q->leaves)
+        printf(",\"leaves\":{\"4k\":%llu,\"2m\":%llu,\"1g\":%llu}", (unsigned long long)mem->leaves[0],
+               (unsigned long long)mem->leaves[1], (unsigned long long)mem->leaves[2]);
+    put_regions(q, mem);
+    putchar('}');
+}
+
+static void put_pids(const char *key, const struct pt_request *q, const struct pt_found *found, enum pt_state state)
+{
+    printf(",\"%s\":[", key);
+    bool first = true;
+    /* Without a list of pids, what could not be looked at is only a number (below). */
+    for (size_t i = 0; i < found->processes && q->pid_count; i++) {
+        if (!found->process[i].asked || found->process[i].state != state) continue;
+        printf(first ? "%d" : ",%d", found->process[i].pid);
+        first = false;
+    }
+    putchar(']');
+}
+
+static void put_sharing(const struct pt_found *found)
+{
+    fputs(",\"shared\":{\"tables\":[", stdout);
+    for (size_t i = 0; i < found->sharings; i++) {
+        const struct pt_sharing *s = &found->sharing[i];
+        printf("%s{\"level\":\"%s\",\"tables\":%llu,\"processes\":%u,\"links\":%u,\"share_count\":", i ? "," : "", level_name[s->level],
+               (unsigned long long)s->tables, s->processes, s->links);
+        if (s->share_count < 0) fputs("null}", stdout);
+        else printf("%lld}", (long long)s->share_count);
+    }
+    printf("],\"share_count\":{\"checked\":%llu,\"agree\":%llu,\"more\":%llu,\"less\":%llu}}", (unsigned long long)found->checked,
+           (unsigned long long)found->agree, (unsigned long long)found->more, (unsigned long long)found->less);
+}
+
+void pt_report(const struct pt_request *q, const struct pt_found *found)
+{
+    size_t looked = 0, denied = 0;
+    for (size_t i = 0; i < found->processes; i++) {
+        looked += found->process[i].state == PT_SEEN;
+        denied += found->process[i].state == PT_DENIED;
+    }
+    printf("{\"schema\":%d,\"version\":\"%s\",\"method\":\"%s\",\"reader\":", PTWALK_SCHEMA, PTWALK_VERSION, found->method);
+    if (found->reader) printf("\"%s\"", found->reader);
+    else fputs("null", stdout);
+    fputs(",\"why\":", stdout);
+    if (found->why[0]) put_text(found->why);
+    else fputs("null", stdout);
+    printf(",\"scope\":\"%s\"", q->alone ? "asked" : q->own_only ? "own" : "all");
+    put_number("distinct_bytes", found->distinct);
+    if (found->reader) put_sharing(found);
+    printf(",\"looked_at\":{\"processes\":%zu,\"denied\":%zu,\"microseconds\":%llu,\"entries_read_again\":%llu,\"entries_changed\":%llu}", looked,
+           denied, (unsigned long long)found->elapsed_us, (unsigned long long)found->reread, (unsigned long long)found->changed);
+    fputs(",\"processes\":[", stdout);
+    bool first = true;
+    for (size_t i = 0; i < found->processes; i++) {
+        if (!found->process[i].asked || found->process[i].state != PT_SEEN) continue;
+        if (!first) putchar(',');
+        put_process(q, found, &found->process[i]);
+        first = false;
+    }
+    putchar(']');
+    put_pids("gone", q, found, PT_GONE);
+    put_pids("denied", q, found, PT_DENIED);
+    put_pids("kernel_threads", q, found, PT_KERNEL);
+    fputs("}\n", stdout);
+}
