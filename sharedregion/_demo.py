@@ -182,7 +182,7 @@ class Row:
 
 def _digest(array: Array) -> str:
     flat = np.ascontiguousarray(array).reshape(-1)
-    return hashlib.blake2b(memoryview(flat.view(np.uint8)), digest_size=16).hexdigest()
+    return hashlib.blake2b(flat.view(np.uint8).data, digest_size=16).hexdigest()
 
 
 def _touch(array: Array) -> int:

@@ -59,7 +59,8 @@ def _from_text(text: str) -> int:
         raise ValueError(f"size {_shown(text)} is ambiguous: write {unit[1]}iB for powers of 1024")
     whole, _, part = match[1].partition(".")
     # Integers throughout: a float would lose bytes above 2^53.
-    return -((int(whole + part) << _UNITS[unit[1]]) // -(10 ** len(part)))
+    divisor = int("1" + "0" * len(part))
+    return -((int(whole + part) << _UNITS[unit[1]]) // -divisor)
 
 
 def _shown(size: object) -> str:

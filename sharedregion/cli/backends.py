@@ -11,13 +11,15 @@ from sharedregion import _policy
 from sharedregion._kernel.facts import gather
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
-from sharedregion.cli.options import Size
+from sharedregion.cli.options import size_option
 
 __all__ = ["backends"]
 
 
 @click.command()
-@click.option("--size", type=Size(), help="Judge for a region of this size, as create() would.")
+@click.option(
+    "--size", callback=size_option, metavar="SIZE", help="Judge for a region of this size, as create() would."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def backends(size: int | None, as_json: bool) -> None:
     """Show the kinds of memory behind a region, best first."""

@@ -14,7 +14,7 @@ from sharedregion._kernel.facts import Facts, gather
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
 from sharedregion.cli.inputs import read_input
-from sharedregion.cli.options import BackendName, Size
+from sharedregion.cli.options import backend_option, size_option
 from sharedregion.errors import BackendUnavailable, SharedRegionError
 
 __all__ = ["demo"]
@@ -31,10 +31,16 @@ DEFAULT_SIZE = 256 << 20
 @click.option(
     "--workers", type=click.IntRange(1, 1000), default=4, show_default=True, help="Worker processes."
 )
-@click.option("--size", type=Size(), help="Size of the region; 256 MiB, or what the input needs.")
+@click.option(
+    "--size",
+    callback=size_option,
+    metavar="SIZE",
+    help="Size of the region; 256 MiB, or what the input needs.",
+)
 @click.option(
     "--backend",
-    type=BackendName(),
+    callback=backend_option,
+    metavar="NAME",
     default="auto",
     help="Only this kind of memory, beside the standard library's.",
 )

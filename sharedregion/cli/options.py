@@ -1,42 +1,29 @@
-"""Types of arguments that several verbs share."""
+"""Checks of arguments that several verbs share. Misuse is exit code 2, as for every argument."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
+from sharedregion._policy import resolve
 from sharedregion._sizes import parse_size
 
-__all__ = ["BackendName", "Size"]
+__all__ = ["backend_option", "size_option"]
 
 
-class Size(click.ParamType):
-    """A size such as "8 GiB"; misuse is exit code 2, as for every argument."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        try:
-            return parse_size(value)
-        except (TypeError, ValueError) as error:
-            self.fail(str(error), param, ctx)
+def size_option(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes of a size such as "8 GiB"."""
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
 
 
-class BackendName(click.ParamType):
-    """A backend's name, checked by the policy that knows them."""
-
-    name = "BACKEND"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is."""
-        from sharedregion._policy import resolve
-
-        try:
-            resolve(None, "auto", value, {})
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
+def backend_option(_: click.Context, param: click.Parameter, value: str) -> str:
+    """The name of a backend, checked by the policy that knows them."""
+    try:
+        resolve(None, "auto", value, {})
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
+    return value

@@ -7,6 +7,7 @@ never sent to the terminal.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -75,9 +76,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     console = _console()
-    if not console.is_terminal and "COLUMNS" not in console._environ:
-        console.width = 160
-    console.print(shown)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    # A file or a pipe has no width: whole lines, unless someone says how wide to be.
+    if "COLUMNS" not in os.environ:
+        console.width = 400
+    with console.capture() as capture:
+        console.print(shown)
+    sys.stdout.write("".join(text.rstrip() + "\n" for text in capture.get().splitlines()))
 
 
 def amount(size: float | None) -> str:
