@@ -28,7 +28,7 @@ enum { IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_HUGE = 1 << 6, RANGES = 512 
 #define USER_END ((UINT64_C(1) << 47) - SR_PAGE)
 #define PUD_SPAN (UINT64_C(512) * SR_GIB)
 
-struct shared_table { uint64_t dev, ino, gib; uint64_t frame; };
+struct shared_table { uint64_t dev, ino, gib; bool writable; uint64_t frame; };
 struct estimator {
     uint64_t next;           /* the next invented frame */
     struct shared_table *shared;
@@ -60,10 +60,10 @@ static uint64_t shared_frame(struct estimator *est, const struct pt_vma *v, uint
     uint64_t gib = (va - v->start + v->file_offset) / SR_GIB;
     for (size_t i = 0; i < est->count; i++) {
         const struct shared_table *s = &est->shared[i];
-        if (s->dev == v->dev && s->ino == v->ino && s->gib == gib) return s->frame;
+        if (s->dev == v->dev && s->ino == v->ino && s->gib == gib && s->writable == v->writable) return s->frame;
     }
     uint64_t frame = invent(est);
-    if (PT_GROW(est->shared, est->cap, est->count)) est->shared[est->count++] = (struct shared_table){v->dev, v->ino, gib, frame};
+    if (PT_GROW(est->shared, est->cap, est->count)) est->shared[est->count++] = (struct shared_table){v->dev, v->ino, gib, v->writable, frame};
     return frame;
 }
 
@@ -187,26 +187,10 @@ int pt_estimate(const struct pt_request *q, struct pt_found *found, struct sr_er
     uint64_t start = sr_sys_now();
     if (found->method == NULL) found->method = can_scan() ? "pagemap" : "status";
     found->pgd_bytes = (unsigned)SR_PAGE;
-    int *pids = NULL;
-    size_t count = 0;
-    int r = pt_pids(&pids, &count);
-    for (size_t i = 0, asked = 0; r == 0 && (i < count || asked < q->pid_count);) {
-        bool take_asked = asked < q->pid_count && (i >= count || q->pids[asked] <= pids[i]);
-        int pid = take_asked ? q->pids[asked] : pids[i];
-        if (i < count && pids[i] == pid) i++;
-        asked += take_asked;
-        if (!take_asked && q->alone) continue;
-        struct pt_process *p = pt_found_process(found, pid);
-        if (p == NULL) {
-            r = -ENOMEM;
-            break;
-        }
-        p->asked = take_asked || q->pid_count == 0;
-        r = estimate_one(&est, q, found, p);
-    }
+    int r = pt_found_pids(q, found);
+    for (size_t i = 0; r == 0 && i < found->processes; i++) r = estimate_one(&est, q, found, &found->process[i]);
     if (r == 0) r = pt_count(NULL, q, found);
     free(est.shared);
-    free(pids);
     found->elapsed_us = (sr_sys_now() - start) / 1000;
     return r < 0 ? sr_fail(e, r == -ENOMEM ? SR_E_NO_MEMORY : SR_E_SYSTEM, r, "the processes cannot be looked at") : 0;
 }

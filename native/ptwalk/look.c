@@ -19,7 +19,7 @@ static int by_number(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-int pt_pids(int **pids, size_t *count)
+static int list_pids(int **pids, size_t *count)
 {
     alignas(8) char buffer[32768];
     size_t cap = 0;
@@ -43,12 +43,35 @@ int pt_pids(int **pids, size_t *count)
     return n < 0 ? (int)n : 0;
 }
 
-struct pt_process *pt_found_process(struct pt_found *found, int pid)
+static int own_pid(void)
 {
-    if (!PT_GROW(found->process, found->process_cap, found->processes)) return NULL;
-    struct pt_process *p = &found->process[found->processes++];
-    *p = (struct pt_process){.pid = pid, .state = PT_GONE};
-    return p;
+    char text[32];
+    ssize_t n = sr_sys->readlinkat(AT_FDCWD, "/proc/self", text, sizeof text - 1);
+    text[n > 0 ? n : 0] = '\0';
+    return (int)strtol(text, NULL, 10);
+}
+
+int pt_found_pids(const struct pt_request *q, struct pt_found *found)
+{
+    int *pids = NULL, own = q->image ? 0 : own_pid();
+    size_t count = 0, asked = 0;
+    int r = q->alone || q->image ? 0 : list_pids(&pids, &count);
+    /* Both lists are sorted: merge. */
+    for (size_t i = 0; r == 0 && (i < count || asked < q->pid_count);) {
+        bool take_asked = asked < q->pid_count && (i >= count || q->pids[asked] <= pids[i]);
+        int pid = take_asked ? q->pids[asked] : pids[i];
+        if (i < count && pids[i] == pid) i++;
+        asked += take_asked;
+        if (pid == own) continue;
+        if (!PT_GROW(found->process, found->process_cap, found->processes)) {
+            r = -ENOMEM;
+            break;
+        }
+        found->process[found->processes++] =
+            (struct pt_process){.pid = pid, .state = PT_GONE, .asked = take_asked || q->pid_count == 0};
+    }
+    free(pids);
+    return r;
 }
 
 struct pt_memory *pt_found_memory(struct pt_found *found, size_t *index)
@@ -119,31 +142,9 @@ static int look_at(struct pt_machine *m, const struct pt_request *q, struct pt_f
     return 0;
 }
 
-static int own_pid(void)
-{
-    char text[32];
-    ssize_t n = sr_sys->readlinkat(AT_FDCWD, "/proc/self", text, sizeof text - 1);
-    text[n > 0 ? n : 0] = '\0';
-    return (int)strtol(text, NULL, 10);
-}
-
 static int look_at_all(struct pt_machine *m, const struct pt_request *q, struct pt_found *found)
 {
-    int *pids = NULL, own = own_pid();
-    size_t count = 0, asked = 0;
-    int r = q->alone || q->image ? 0 : pt_pids(&pids, &count);
-    /* Both lists are sorted: merge. The helper's own tables are of no interest to anyone. */
-    for (size_t i = 0; r == 0 && (i < count || asked < q->pid_count);) {
-        bool take_asked = asked < q->pid_count && (i >= count || q->pids[asked] <= pids[i]);
-        int pid = take_asked ? q->pids[asked] : pids[i];
-        if (i < count && pids[i] == pid) i++;
-        asked += take_asked;
-        if (pid == own && !q->image) continue;
-        struct pt_process *p = pt_found_process(found, pid);
-        if (p == NULL) r = -ENOMEM;
-        else p->asked = take_asked || q->pid_count == 0;
-    }
-    free(pids);
+    int r = pt_found_pids(q, found);
     struct pt_task tasks[PT_BATCH];
     for (size_t done = 0; r == 0 && done < found->processes; done += PT_BATCH) {
         size_t n = sr_min(PT_BATCH, found->processes - done);

@@ -15,6 +15,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/auxv.h>
 
 enum { PIDS_MAX = 1 << 22, REGIONS_MAX = 4096 };
 
@@ -143,13 +144,18 @@ static int answer(struct options *o, struct pt_found *found, struct sr_error *e)
     if (walk && o->method) return -1;
     struct sr_error why = *e;
     pt_found_deinit(found);
-    if (walk)
-        snprintf(found->why, sizeof found->why,
-                 "page tables could not be read (%s%s%s). Exact with root, or with a copy owned by root at "
-                 "/usr/local/libexec/sharedregion/ptwalk that has cap_bpf,cap_perfmon,cap_sys_ptrace",
-                 why.what, why.sys_errno ? ": " : "", why.sys_errno ? strerror(why.sys_errno) : "");
-    else
-        snprintf(found->why, sizeof found->why, "an estimate was asked for (--method %s); without it page tables are read where that is allowed", o->method);
+    if (walk) {
+        snprintf(found->why, sizeof found->why, "page tables could not be read: %s%s%s", why.what, why.sys_errno ? ": " : "",
+                 why.sys_errno ? strerror(why.sys_errno) : "");
+        found->remedy = getauxval(AT_UID) == 0
+                            ? "a kernel with BPF and BTF (CONFIG_BPF_SYSCALL, CONFIG_DEBUG_INFO_BTF), or with /proc/kcore, and the "
+                              "capabilities to use them"
+                            : "run it as root, or have root install a copy of sharedregion-ptwalk at "
+                              "/usr/local/libexec/sharedregion/ptwalk with the capabilities cap_bpf,cap_perfmon,cap_sys_ptrace";
+    } else {
+        snprintf(found->why, sizeof found->why, "an estimate was asked for");
+        found->remedy = "leave --method out";
+    }
     found->method = walk ? NULL : o->method;
     return pt_estimate(&o->request, found, e);
 }

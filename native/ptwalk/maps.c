@@ -44,6 +44,7 @@ static bool parse(const char *s, const char *end, struct pt_vma *v)
     uint64_t major, minor;
     if (!number(&s, end, 16, '-', &v->start) || !number(&s, end, 16, ' ', &v->end)) return false;
     if (end - s < 5 || s[4] != ' ' || v->start >= v->end) return false;
+    v->writable = s[1] == 'w';
     v->shared = s[3] == 's';
     s += 5;
     if (!number(&s, end, 16, ' ', &v->file_offset) || !number(&s, end, 16, ':', &major) || !number(&s, end, 16, ' ', &minor) ||

@@ -44,7 +44,8 @@ int pt_privilege_enter(struct pt_privilege *p)
     p->elevated = getauxval(AT_SECURE) != 0 || (!root && permitted() != 0);
     struct rlimit none = {0, 0};
     int r = sr_sys->setrlimit(RLIMIT_CORE, &none);
-    if (r == 0) r = sr_sys->prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    /* What has no privilege has nothing to hide from its own user, and needs its own /proc/self. */
+    if (r == 0 && (p->elevated || permitted() != 0)) r = sr_sys->prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (r == 0) r = sr_sys->prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     sr_sys->prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     int kept = keep(root && !p->elevated ? ROOT_OPENING : OPENING);

@@ -64,7 +64,8 @@ struct pt_vma {
     uint64_t start, end, file_offset;
     uint64_t dev, ino;
     int region;              /* -1: none */
-    bool shared, hugetlb;    /* hugetlb: of 2 MiB pages */
+    bool shared, writable;
+    bool hugetlb;            /* of 2 MiB pages */
 };
 
 struct pt_region_use {
@@ -111,7 +112,8 @@ struct pt_sharing {
 
 struct pt_found {
     const char *method, *reader;    /* "walk", "pagemap", "status"; NULL */
-    char why[512];                  /* of an estimate: why, and what would make it exact */
+    char why[320];                  /* of an estimate */
+    const char *remedy;             /* what would make it exact; NULL */
     uint64_t distinct;              /* bytes */
     struct pt_process *process;     /* by pid */
     size_t processes, process_cap;
@@ -182,9 +184,9 @@ int pt_maps_region(const struct pt_request *q, uint64_t dev, uint64_t ino);
 /* look.c, estimate.c: fill `found`. */
 int pt_look(const struct pt_request *q, struct pt_found *found, struct sr_error *e);
 int pt_estimate(const struct pt_request *q, struct pt_found *found, struct sr_error *e);
-/* All process numbers of /proc, sorted. */
-int pt_pids(int **pids, size_t *count);
-struct pt_process *pt_found_process(struct pt_found *found, int pid);
+/* Puts what was asked for into found->process, sorted, and unless q->alone all others too, but never
+ * this process: its own tables are of no interest to anyone. */
+int pt_found_pids(const struct pt_request *q, struct pt_found *found);
 struct pt_memory *pt_found_memory(struct pt_found *found, size_t *index);
 void pt_found_deinit(struct pt_found *found);
 

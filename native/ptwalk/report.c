@@ -159,6 +159,9 @@ void pt_report(const struct pt_request *q, const struct pt_found *found)
     fputs(",\"why\":", stdout);
     if (found->why[0]) put_text(found->why);
     else fputs("null", stdout);
+    fputs(",\"remedy\":", stdout);
+    if (found->remedy) put_text(found->remedy);
+    else fputs("null", stdout);
     printf(",\"scope\":\"%s\"", q->alone ? "asked" : q->own_only ? "own" : "all");
     put_number("distinct_bytes", found->distinct);
     if (found->reader) put_sharing(found);
