@@ -152,7 +152,8 @@ class Figures:
 
     tables: Mapping[int, Tables]
     method: str
-    reason: str | None = None
+    estimate: bool = False
+    why: str | None = None
     remedy: str | None = None
 
 
@@ -460,19 +461,17 @@ def _median(found: Sequence[Tables]) -> Tables:
 
 def look(pids: Sequence[int]) -> Figures:
     """Ask the helper."""
-    import sharedregion as sr
+    from sharedregion.footprint import footprint
 
-    found = sr.footprint(*pids)
+    found = footprint(*pids)
     tables = {
-        process["pid"]: Tables(
-            process["linked_bytes"], process.get("private_bytes"), process.get("proportional_bytes")
-        )
-        for process in found["processes"]
+        process.pid: Tables(process.linked_bytes, process.private_bytes, process.proportional_bytes)
+        for process in found.processes
     }
     missing = set(pids) - tables.keys()
     if missing:
         raise ToolError(f"the helper said nothing about {len(missing)} of {len(pids)} workers")
-    return Figures(tables, found["method"], found.get("reason"), found.get("remedy"))
+    return Figures(tables, found.method, found.estimate, found.why, found.remedy)
 
 
 def compare(

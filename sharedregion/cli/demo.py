@@ -83,7 +83,8 @@ def demo(
         "chosen": asdict(chosen),
         "candidates": [asdict(candidate) for candidate in candidates],
         "method": figures.method,
-        "reason": figures.reason,
+        "estimate": figures.estimate,
+        "why": figures.why,
         "remedy": figures.remedy,
         "left_out": left_out,
         "rows": [asdict(row) for row in rows],
@@ -180,8 +181,8 @@ def _show(
         "that it alone reaches; prop.: each table divided by those who reach it; growth: of the whole system's "
         "PageTables, for each worker."
     )
-    if figures.method != "walk":
-        why = f": {figures.reason}" if figures.reason else ""
+    if figures.estimate:
+        why = f": {figures.why}" if figures.why else ""
         render.line(f"These figures are estimates ({figures.method}){why}.")
         if figures.remedy:
             render.line(f"Exact figures: {figures.remedy}")

@@ -2,78 +2,96 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+from collections.abc import Sequence
 
 import click
 
 import sharedregion as sr
 from sharedregion.cli import render
 
+# The public name is that of the function; the module's own attributes are reached by its full name.
+from sharedregion.footprint import Footprint, ProcessFootprint
+from sharedregion.footprint import footprint as look
+
 __all__ = ["footprint"]
 
 
-def _split(targets: tuple[str, ...]) -> tuple[list[int], list[str]]:
+def split(targets: Sequence[str]) -> tuple[list[int], list[str]]:
     """Process ids and names of regions: what is all digits is a pid."""
-    pids = [int(target) for target in targets if target.isascii() and target.isdigit() and len(target) < 10]
-    regions = [
-        target for target in targets if not (target.isascii() and target.isdigit() and len(target) < 10)
-    ]
-    return pids, regions
+    pids = [target for target in targets if target.isascii() and target.isdigit()]
+    return [int(pid[:20]) for pid in pids], [target for target in targets if target not in pids]
 
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[PID|REGION]...")
 @click.option("--leaves", is_flag=True, help="Count the entries too: 4 KiB, 2 MiB and 1 GiB pages.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def footprint(targets: tuple[str, ...], leaves: bool, as_json: bool) -> None:
-    """Show page tables: of the processes named, of all users of a region, or of all that can be read.
+def footprint(targets: tuple[str, ...], leaves: bool, as_json: bool) -> int:
+    """Show page tables: of processes, of all that have a region mapped, or of all that can be seen.
 
     linked: all tables that a process reaches. private: those that it alone reaches. proportional:
-    each table divided by the processes that reach it.
+    each table divided by the processes that reach it. The exit code is 1 if a process that was named
+    is gone or not yours to see.
     """
-    pids, regions = _split(targets)
-    found = sr.footprint(*pids, regions=regions or None, leaves=leaves)
+    pids, names = split(targets)
+    with contextlib.ExitStack() as stack:
+        regions = []
+        for name in names:
+            region = stack.enter_context(contextlib.closing(sr.attach(name)))
+            regions.append((name, region._segments()))
+        # Who has a region mapped is found by looking at everyone.
+        found = look(*([] if names else pids), regions=regions, leaves=leaves)
+    shown = [one for one in found.processes if not names or one.pid in pids or _uses(one)]
+    missing = sorted({*found.gone, *found.denied} | (set(pids) - {one.pid for one in found.processes}))
+    missing = [pid for pid in missing if pid in pids]
     if as_json:
-        render.print_json(found)
-        return
-    render_text(found, leaves)
+        document = found.to_dict()
+        keep = {one.pid for one in shown}
+        document["processes"] = [one for one in document["processes"] if one["pid"] in keep]
+        render.print_json(document)
+    else:
+        _show(found, shown, leaves)
+        if missing:
+            render.line(f"gone, or not yours to see: {', '.join(map(str, missing))}")
+    return 1 if missing else 0
 
 
-def render_text(found: dict[str, Any], leaves: bool) -> None:
-    """The table, the regions below it, and how far the figures can be trusted."""
+def _uses(process: ProcessFootprint) -> bool:
+    # This process has them mapped too, to learn what they are made of.
+    return bool(process.regions) and process.pid != os.getpid()
+
+
+def _show(found: Footprint, shown: Sequence[ProcessFootprint], leaves: bool) -> None:
     columns = ["pid", "command", "linked", "private", "proportional"]
     columns += ["4k", "2m", "1g"] if leaves else []
     rows = []
-    for process in found["processes"]:
-        row = [str(process["pid"]), process["command"]]
-        row += [render.amount(process.get(f"{kind}_bytes")) for kind in ("linked", "private", "proportional")]
+    for one in shown:
+        row = [str(one.pid), one.command]
+        row += [render.amount(size) for size in (one.linked_bytes, one.private_bytes, one.proportional_bytes)]
         if leaves:
-            counts = process.get("leaves") or {}
-            row += [str(counts.get(kind, "-")) for kind in ("4k", "2m", "1g")]
+            row += (
+                ["-"] * 3 if one.leaves is None else [str(count) for count in one.leaves.to_dict().values()]
+            )
         rows.append(row)
     render.table(columns, rows, right=set(columns) - {"command"})
-    by_region = [
-        [
-            str(process["pid"]),
-            region["region"],
-            render.amount(region["linked_bytes"]),
-            render.amount(region["private_bytes"]),
-        ]
-        for process in found["processes"]
-        for region in process.get("regions") or ()
+    of_regions = [
+        [region.region, str(one.pid), render.amount(region.linked_bytes), render.amount(region.private_bytes)]
+        for one in shown
+        for region in one.regions
     ]
-    if by_region:
+    if of_regions:
         render.line()
-        render.table(["pid", "region", "linked", "private"], by_region, right=["pid", "linked", "private"])
-    if found.get("distinct_bytes") is not None:
-        render.line(f"distinct tables: {render.amount(found['distinct_bytes'])}")
+        render.table(["region", "pid", "linked", "private"], of_regions, right=["pid", "linked", "private"])
+    render.line()
+    render.line(f"Distinct tables of all that was looked at: {render.amount(found.distinct_bytes)}.")
     render.line(trust(found))
 
 
-def trust(found: dict[str, Any]) -> str:
+def trust(found: Footprint) -> str:
     """One sentence on where the figures come from."""
-    if found["method"] == "walk":
-        return f"read from the page tables themselves ({found['reader']})"
-    why = found.get("reason") or "the page tables themselves cannot be read without privilege"
-    remedy = found.get("remedy")
-    return f"estimated ({found['method']}): {why}" + (f"; exact figures: {remedy}" if remedy else "")
+    if not found.estimate:
+        return f"Read from the page tables themselves ({found.reader})."
+    why = f": {found.why}" if found.why else ""
+    return f"Estimated ({found.method}){why}." + (f" Exact figures: {found.remedy}" if found.remedy else "")

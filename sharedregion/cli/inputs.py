@@ -117,19 +117,22 @@ def _npy_header(file: Any) -> tuple[np.dtype[Any] | None, int | None]:
 
 def _npz(path: str) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: numpy leaves a file open that it opened itself and found damaged.
+    with open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise SharedRegionError(f"{path} is not an .npz archive")
-        for name in archive.files:
-            try:
-                loaded = archive[name]
-            except ValueError as error:
-                if "allow_pickle" in str(error):
-                    _refuse_objects(path, name)
-                raise
-            if not isinstance(loaded, np.ndarray):
-                raise SharedRegionError(f"{path}: member {name!r} is not an array")
-            arrays[name] = loaded
+            raise ValueError("it is not an .npz archive")
+        with archive:
+            for name in archive.files:
+                try:
+                    loaded = archive[name]
+                except ValueError as error:
+                    if "allow_pickle" in str(error):
+                        _refuse_objects(path, name)
+                    raise
+                if not isinstance(loaded, np.ndarray):
+                    raise ValueError(f"member {name!r} is not an array")
+                arrays[name] = loaded
     return arrays
 
 

@@ -10,7 +10,11 @@ import pytest
 from sharedregion import errors
 from sharedregion.errors import SharedRegionError
 
-FAMILY = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, SharedRegionError)]
+FAMILY = [
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and issubclass(value, SharedRegionError)
+]
 
 REFINES = {
     "RegionExists": FileExistsError,
@@ -40,7 +44,12 @@ def test_errors_survive_pickling_whole(cls: type[SharedRegionError], protocol: i
     error = cls("it happened", "do this", errno.EIO, wanted=3, free=2)
     copy = pickle.loads(pickle.dumps(error, protocol))
     assert type(copy) is cls
-    assert (copy.message, copy.remedy, copy.errno, str(copy)) == ("it happened", "do this", errno.EIO, str(error))
+    assert (copy.message, copy.remedy, copy.errno, str(copy)) == (
+        "it happened",
+        "do this",
+        errno.EIO,
+        str(error),
+    )
     assert (copy.wanted, copy.free) == (3, 2)
 
 

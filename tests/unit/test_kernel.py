@@ -43,7 +43,11 @@ def test_an_empty_tree_gives_facts_that_know_nothing(tmp_path: Path) -> None:
 def test_meminfo_is_in_bytes_and_counts_are_counts(tmp_path: Path) -> None:
     text = "MemTotal:       24684096 kB\nHugePages_Total:       7\nPageTables:  1816 kB\nOdd: x kB\nOdder 5\nOddest: 1 MB\n"
     root = trees.write(tmp_path, {"proc/meminfo": text})
-    assert procfs.meminfo(root) == {"MemTotal": 24684096 * 1024, "HugePages_Total": 7, "PageTables": 1816 * 1024}
+    assert procfs.meminfo(root) == {
+        "MemTotal": 24684096 * 1024,
+        "HugePages_Total": 7,
+        "PageTables": 1816 * 1024,
+    }
     assert procfs.page_tables(root) == 1816 * 1024
     assert not procfs.refresh_statistics(root)
 
@@ -162,7 +166,10 @@ def test_cgroup_v1_every_ancestor_counts_and_no_limit_is_none(tmp_path: Path) ->
         ("/sys/fs/cgroup/memory/outer/inner", 0),
         ("/sys/fs/cgroup/memory/outer", GIB - 500 * MIB),
     ]
-    assert [(limit.page_size, limit.headroom) for limit in cgroup.hugetlb_limits(root)] == [(2 * MIB, 2 * MIB), (2 * MIB, 0)]
+    assert [(limit.page_size, limit.headroom) for limit in cgroup.hugetlb_limits(root)] == [
+        (2 * MIB, 2 * MIB),
+        (2 * MIB, 0),
+    ]
 
 
 @pytest.mark.parametrize("counts", [False, True])
@@ -186,7 +193,9 @@ def test_cgroup_v2_in_a_container_sees_what_is_mounted(tmp_path: Path, counts: b
     limits = cgroup.memory_limits(root)
     assert [(limit.group, limit.headroom) for limit in limits] == [("/sys/fs/cgroup", GIB // 2)]
     assert limits[0].counts_hugetlb == counts
-    assert [(limit.page_size, limit.headroom) for limit in cgroup.hugetlb_limits(root)] == [(2 * MIB, 2 * MIB)]
+    assert [(limit.page_size, limit.headroom) for limit in cgroup.hugetlb_limits(root)] == [
+        (2 * MIB, 2 * MIB)
+    ]
 
 
 def test_a_cgroup_path_cannot_lead_out_of_the_mount(tmp_path: Path) -> None:
@@ -231,7 +240,9 @@ def test_the_real_machine_agrees_with_its_own_tools() -> None:
     assert found.memory_total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert found.memory_available
     assert found.memory_available <= found.memory_total
-    shown = subprocess.run(["df", "-B1", "--output=size", "/dev/shm"], check=True, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["df", "-B1", "--output=size", "/dev/shm"], check=True, capture_output=True, text=True
+    )
     assert found.shm
     assert found.shm.size == int(shown.stdout.split()[-1])
     for size, pool in found.pools.items():

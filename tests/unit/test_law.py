@@ -120,7 +120,9 @@ def test_the_lower_python_rooms_use_the_standard_library_alone(module: str) -> N
             else:
                 continue
             for name in names:
-                assert name.split(".")[0] in sys.stdlib_module_names | {"sharedregion"}, f"{path} imports {name}"
+                assert name.split(".")[0] in sys.stdlib_module_names | {"sharedregion"}, (
+                    f"{path} imports {name}"
+                )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,9 @@ def test_includes_point_down(path: Path) -> None:
             continue
         assert base in homes or base.startswith("Python"), f"{path} includes {name}, which no room has"
         if base in homes:
-            assert homes[base] in BELOW[room], f"{path} includes {name} of {homes[base]}, which is above {room}"
+            assert homes[base] in BELOW[room], (
+                f"{path} includes {name} of {homes[base]}, which is above {room}"
+            )
 
 
 def test_headers_have_names_of_their_own() -> None:

@@ -34,13 +34,19 @@ def test_every_source_is_installed_and_nothing_else() -> None:
 def test_installed_sources_are_those_of_the_tree() -> None:
     """A stale install would test yesterday's code."""
     for name in sorted(_python_files(ROOT / "sharedregion")):
-        assert (INSTALLED / name).read_bytes() == (ROOT / "sharedregion" / name).read_bytes(), f"{name} is stale"
+        assert (INSTALLED / name).read_bytes() == (ROOT / "sharedregion" / name).read_bytes(), (
+            f"{name} is stale"
+        )
 
 
 def test_the_wheel_names_what_it_needs() -> None:
     found = metadata("sharedregion")
     assert found["Requires-Python"] == ">=3.11"
-    needed = {line.split(">")[0].split(";")[0].strip() for line in distribution("sharedregion").requires or [] if "extra" not in line}
+    needed = {
+        line.split(">")[0].split(";")[0].strip()
+        for line in distribution("sharedregion").requires or []
+        if "extra" not in line
+    }
     assert needed == {"numpy", "posix_ipc", "psutil", "click", "rich"}
     assert "LICENSE" in str(found.get_all("License-File"))
 
@@ -51,6 +57,9 @@ def test_the_version_is_the_one_of_the_build() -> None:
 
 def test_the_command_is_installed_and_says_its_version() -> None:
     done = subprocess.run(
-        [Path(sys.executable).parent / "sharedregion", "--version"], check=True, capture_output=True, text=True
+        [Path(sys.executable).parent / "sharedregion", "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == f"sharedregion {metadata('sharedregion')['Version']}\n"

@@ -213,7 +213,10 @@ def test_where_dev_shm_does_not_do_a_memfd_serves_and_it_is_said(shm: ShmSpace |
 
 
 def test_dev_shm_serves_when_it_is_large_enough_or_has_no_limit() -> None:
-    for shm in (ShmSpace("/dev/shm", "tmpfs", GIB, GIB, True), ShmSpace("/dev/shm", "tmpfs", None, None, True)):
+    for shm in (
+        ShmSpace("/dev/shm", "tmpfs", GIB, GIB, True),
+        ShmSpace("/dev/shm", "tmpfs", None, None, True),
+    ):
         found = choose(machine(shm=shm), Request(GIB, backend="shm"))[0]
         assert (found.place, found.notes) == ("/dev/shm", ())
 

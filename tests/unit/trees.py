@@ -16,7 +16,9 @@ def write(root: Path, files: dict[str, str]) -> str:
     return str(root)
 
 
-def pool(kib: int, total: int, free: int, reserved: int = 0, surplus: int = 0, overcommit: int = 0) -> dict[str, str]:
+def pool(
+    kib: int, total: int, free: int, reserved: int = 0, surplus: int = 0, overcommit: int = 0
+) -> dict[str, str]:
     folder = POOL.format(kib=kib)
     return {
         f"{folder}/nr_hugepages": f"{total}\n",
