@@ -24,8 +24,7 @@ CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|' 2>/dev/null || \
-	 grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One stamp for the environment, one for what is installed in it.
 $(VENV)/.requirements: pyproject.toml scripts/requirements.py scripts/preflight

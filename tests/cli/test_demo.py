@@ -169,12 +169,9 @@ def test_made_up_arrays_are_the_same_each_time_and_fill_the_region(size: int) ->
 
 
 def _worker_pids(host: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{host}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(int(pid))
-    return found
+    tasks = Path(f"/proc/{host}/task").iterdir()
+    children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _started(process: subprocess.Popen[str], workers: int) -> list[int]:
