@@ -184,10 +184,18 @@ def _started(process: subprocess.Popen[str], workers: int) -> list[int]:
     raise AssertionError("the workers did not start")
 
 
+def _alive(pid: int) -> bool:
+    """False too for one that has ended and that its new parent has not yet buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _gone(pids: list[int]) -> bool:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if not any(_alive(pid) for pid in pids):
             return True
         time.sleep(0.01)
     return False
