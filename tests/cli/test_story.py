@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,4 +84,8 @@ def test_an_interrupted_story_gives_the_machine_back(number: signal.Signals) -> 
         # Clients and guardian hold the pipe's other end: its end is theirs.
         host.stdout.read()
     assert machine() == before
+    # A process closes its files a moment before it is gone.
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not any(alive(pid) for pid in children)
