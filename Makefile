@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Spelt out: the pip of Debian 12 knows no -C.
+SETTINGS := --config-settings=build-dir=build --config-settings=setup-args=-Dwerror=true
 
 # Python started in the checkout would take the source folder, which has no native core, for the
 # installed package.
@@ -41,7 +43,7 @@ venv: $(VENV)/.requirements ## make .venv with everything that building and test
 
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	@scripts/preflight $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=build -Csetup-args=-Dwerror=true .
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps $(SETTINGS) .
 	@touch $@
 
 build: $(VENV)/.installed ## build the native core and install the package into .venv
