@@ -1,0 +1,106 @@
+"""Processes that change their page tables while they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sharedregion.footprint import footprint
+
+PAGE = 4096
+GIB = 1 << 30
+SPACE = 8 * GIB
+TABLES = SPACE // (2 << 20)
+
+# Maps 8 GiB, touches a page for every PTE table and fills it with ones, unmaps, again. What the
+# kernel frees here as a table it soon hands out as a page full of ones: read as a table, that has 512
+# entries, where a true one of this process has one.
+CHURN = f"""
+import mmap
+print("ready", flush=True)
+ones = b"\\xff" * 4096
+while True:
+    m = mmap.mmap(-1, {SPACE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    m.madvise(mmap.MADV_NOHUGEPAGE)
+    for i in range(0, {SPACE}, 2 << 20):
+        m[i:i + 4096] = ones
+    m.close()
+"""
+STILL = """
+import mmap
+m = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+m.madvise(mmap.MADV_NOHUGEPAGE)
+for i in range(0, 1 << 30, 2 << 20):
+    m[i] = 1
+ready()
+"""
+LOOKS = 60
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.slow
+def test_a_churning_process_never_yields_tables_that_are_not_its_own(worker: Callable[..., Any]) -> None:
+    """8 GiB mapped, touched and unmapped in a loop, twice over: no other page is ever taken for a table."""
+    still = worker(STILL).pid
+    idle = worker("import mmap\nready()").pid
+    first = {process.pid: process for process in footprint(still, idle, leaves=True).processes}
+    churning = [worker(CHURN).pid for _ in range(2)]
+    changed = seen = 0
+    for _ in range(LOOKS):
+        found = footprint(still, idle, *churning, leaves=True)
+        assert found.method == "walk"
+        changed += found.looked_at["entries_changed"]
+        by_pid = {process.pid: process for process in found.processes}
+        for pid in churning:
+            process = by_pid[pid]
+            assert process.leaves is not None
+            seen += process.tables.pte > TABLES // 8
+            # Its own idle tables and entries, one table and one page for each 2 MiB, a PMD table for each GiB.
+            most = first[idle].linked_bytes + PAGE * (TABLES + 8 + 16)
+            assert process.linked_bytes <= most
+            assert process.leaves.small <= first[idle].leaves.small + TABLES + 512
+            assert process.leaves.large == process.leaves.huge == 0
+            # A table that went from one process to another is not one that both share.
+            assert process.shared_bytes == 0
+        # Whoever holds still is read to the byte, whatever goes on around it.
+        for pid in (still, idle):
+            assert by_pid[pid].linked_bytes == first[pid].linked_bytes
+            assert by_pid[pid].leaves == first[pid].leaves
+            assert by_pid[pid].moving == 0
+            assert by_pid[pid].shared_bytes == 0
+    # Otherwise the race that this is about did not take place.
+    assert seen > LOOKS // 4
+    assert changed > 0
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_would_not_hold_still_is_said(worker: Callable[..., Any]) -> None:
+    """A process whose count changes under each of several looks is reported as moving, with its figures."""
+    churning = worker(CHURN).pid
+    found = [footprint(churning).processes[0] for _ in range(30)]
+    assert any(process.moving > 0 for process in found)
+    # The others agree with the kernel's count, which did not change during the look.
+    for process in found:
+        if process.moving == 0:
+            assert process.linked_bytes == process.vm_pte_bytes + PAGE * process.tables.pgd
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_process_that_ends_is_gone_or_whole(worker: Callable[..., Any]) -> None:
+    """Processes that die during the look are in `gone`, or were read before: never half."""
+    idle = worker("ready()")
+    reference = footprint(idle.pid).processes[0]
+    for _ in range(10):
+        dying = [worker("ready()") for _ in range(8)]
+        for process in dying[::2]:
+            process.kill()
+        found = footprint(*[process.pid for process in dying])
+        assert {p.pid for p in found.processes} | set(found.gone) == {process.pid for process in dying}
+        for seen in found.processes:
+            if seen.moving == 0:
+                assert seen.linked_bytes == seen.vm_pte_bytes + PAGE * seen.tables.pgd
+        for process in dying[1::2]:
+            assert process.pid in {p.pid for p in found.processes}
+    assert footprint(idle.pid).processes[0].linked_bytes == reference.linked_bytes
