@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from sharedregion._kernel import procfs
 from sharedregion._kernel.mounts import ShmSpace
+from sharedregion._signals import become_child, deferred
 from sharedregion.errors import ToolError
 
 __all__ = [
@@ -248,22 +248,28 @@ def _open(ticket: tuple[Any, ...]) -> _View:
 
 
 def _worker(pipe: connection.Connection) -> None:
-    """Answers one command at a time: attach, checksum, leave. Ends when the host has gone."""
-    # Ctrl-C reaches the whole group; the host decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answers one command at a time, attach and checksum, until it is told to leave or the host has gone."""
+    become_child()
     import sharedregion
 
     assert sharedregion  # An idle worker of the same program has it loaded, too.
     view: _View | None = None
     arrays: Mapping[str, Array] = {}
-    pipe.send(("ready", None))
+    answer: Any = None
+    reply = ("ready", answer)
     while True:
         try:
+            pipe.send(reply)
             command, argument = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
+            # The host has gone.
+            return
+        if command == "leave":
+            arrays = {}
+            if view is not None:
+                view.close()
             return
         try:
-            answer: Any = None
             if command == "attach":
                 start = time.perf_counter()
                 view = _open(argument)
@@ -272,19 +278,14 @@ def _worker(pipe: connection.Connection) -> None:
                 for array in arrays.values():
                     _touch(array)
                 answer = (attached - start, time.perf_counter() - attached)
-            elif command == "checksum":
+            else:
                 answer = {
                     name: (array.dtype.str, array.shape, _digest(array)) for name, array in arrays.items()
                 }
-            elif view is not None:
-                arrays = {}
-                view.close()
-            pipe.send(("done", answer))
+            reply = ("done", answer)
         # Whatever it is, the host reports it; a worker's own traceback would only disturb the output.
         except Exception as error:  # noqa: BLE001
-            pipe.send(("failed", f"{type(error).__name__}: {error}"))
-        if command == "leave":
-            return
+            reply = ("failed", f"{type(error).__name__}: {error}")
 
 
 # ---- In the host --------------------------------------------------------------------------------
@@ -300,10 +301,11 @@ class _Crew:
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_worker, args=(theirs,), daemon=True)
-                process.start()
+                with deferred():
+                    process.start()
+                    self._members.append((process, ours))
                 # With the host's copy closed, a worker that dies is seen as the end of its pipe.
                 theirs.close()
-                self._members.append((process, ours))
             for index in range(count):
                 self._answer(index)
         except BaseException:
@@ -346,17 +348,23 @@ class _Crew:
             self.tell(index, command)
         return [self._answer(index) for index in range(len(self._members))]
 
+    def leave(self) -> None:
+        """Let all end by themselves, as workers do."""
+        for index, (process, _) in enumerate(self._members):
+            self.tell(index, "leave")
+            process.join(30)
+
     def end(self) -> None:
-        for process, pipe in self._members:
-            pipe.close()
+        for process, _ in self._members:
             if process.is_alive():
                 process.terminate()
-        for process, _ in self._members:
+        for process, pipe in self._members:
             process.join(5)
             if process.is_alive():
                 process.kill()
                 process.join()
             process.close()
+            pipe.close()
         self._members = []
 
 
@@ -425,7 +433,7 @@ def _measure(
         after = procfs.page_tables()
         figures = look(crew.pids)
         found = [figures.tables[pid].beyond(figures.tables[crew.pids[idle]]) for pid in crew.pids[:workers]]
-        crew.ask_all("leave")
+        crew.leave()
     # A name that a worker lacks, or has too many of, is as wrong as other bytes.
     wrong = sorted(
         {key for seen in read for key in seen.keys() | digests.keys() if seen.get(key) != digests.get(key)}

@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Protocol
 from sharedregion._kernel import cgroup, files, mounts, procfs
 from sharedregion._kernel.facts import Facts
 from sharedregion._kernel.sysfs import hugepage_pools
+from sharedregion._signals import become_child, deferred
 from sharedregion._sizes import format_size
 from sharedregion.errors import ToolError
 
@@ -219,9 +220,10 @@ class _Guardian:
 
     def __init__(self, root: str = "/") -> None:
         reader, self.pipe = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _guard(reader, self.pipe, root)
+        with deferred():
+            self.pid = os.fork()
+            if self.pid == 0:
+                _guard(reader, self.pipe, root)
         os.close(reader)
 
     def announce(self, *step: Any) -> None:
@@ -327,22 +329,22 @@ class _Clients:
     def start(self, work: Callable[[], None]) -> int:
         """Fork one client."""
         try:
-            pid = os.fork()
+            with deferred():
+                pid = os.fork()
+                if pid == 0:
+                    self._live(work)
+                self.pids.append(pid)
         except OSError as error:
             raise ToolError(
                 f"only {len(self.pids)} clients could be started: {error.strerror}",
                 "raise the limit on processes (ulimit -u, pids.max)",
             ) from None
-        if pid == 0:
-            self._live(work)
-        self.pids.append(pid)
         return pid
 
     def _live(self, work: Callable[[], None]) -> NoReturn:
         code = 1
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            become_child()
             # Ends of pipes that would keep the host's death from being seen.
             os.close(self._guardian.pipe)
             os.close(self._gate_writer)

@@ -44,7 +44,8 @@ def backends(size: int | None, as_json: bool) -> None:
     )
     for candidate in candidates:
         if candidate.remedy and not candidate.usable:
-            render.line(f"To enable {candidate.name}: {candidate.remedy}")
+            render.line(f"To enable {candidate.name}:")
+            render.command(candidate.remedy)
     if size is not None:
         render.line(
             f"A region of {format_size(size)} would use: {chosen.name if chosen else 'nothing here can serve it'}"

@@ -161,7 +161,7 @@ def _show(
         ["memory", "page", "linked", "private", "prop.", "growth", "attach", "touch", "data"],
         [
             [
-                "stdlib shared_memory" if row.backend == _demo.STDLIB else row.name,
+                "shared_memory" if row.backend == _demo.STDLIB else row.name,
                 format_size(row.page_size),
                 render.amount(row.tables.linked),
                 render.amount(row.tables.private),
@@ -179,13 +179,14 @@ def _show(
     render.line(
         "Page tables of a worker beyond an idle worker of the same program. linked: all that it reaches; private: "
         "that it alone reaches; prop.: each table divided by those who reach it; growth: of the whole system's "
-        "PageTables, for each worker."
+        "PageTables, for each worker. shared_memory is the standard library's (multiprocessing.shared_memory)."
     )
     if figures.estimate:
         why = f": {figures.why}" if figures.why else ""
         render.line(f"These figures are estimates ({figures.method}){why}.")
         if figures.remedy:
-            render.line(f"Exact figures: {figures.remedy}")
+            render.line("What would make them exact:")
+            render.command(figures.remedy)
     for remark in report["left_out"]:
         render.line(f"left out: {remark}")
     render.line()
@@ -200,7 +201,9 @@ def _show(
         render.line()
         render.heading("The story at full size")
         if isinstance(story, _story.Refused):
-            render.line(f"Not told: {story.reason}." + (f" Try: {story.remedy}" if story.remedy else ""))
+            render.line(f"Not told: {story.reason}." + (" Try:" if story.remedy else ""))
+            if story.remedy:
+                render.command(story.remedy)
         else:
             for sentence in _story.sentences(story):
                 render.line(sentence)

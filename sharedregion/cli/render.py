@@ -19,7 +19,18 @@ from rich.text import Text
 from sharedregion._sizes import format_size
 from sharedregion.errors import SharedRegionError
 
-__all__ = ["amount", "duration", "error_line", "heading", "line", "note", "print_json", "printable", "table"]
+__all__ = [
+    "amount",
+    "command",
+    "duration",
+    "error_line",
+    "heading",
+    "line",
+    "note",
+    "print_json",
+    "printable",
+    "table",
+]
 
 
 def printable(text: str) -> str:
@@ -64,6 +75,11 @@ def note(text: str) -> None:
     """Something said on the way, on stderr: stdout holds results alone."""
     sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
+
+
+def command(text: str) -> None:
+    """A command to copy: never broken into lines."""
+    sys.stdout.write("  " + printable(text) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:

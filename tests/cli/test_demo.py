@@ -106,7 +106,7 @@ def test_the_text_says_what_was_chosen_why_and_what_would_be_better() -> None:
     )
     assert "Chosen: " in done.stdout
     assert "Not msharefs: " in done.stdout
-    assert "stdlib shared_memory" in done.stdout
+    assert "multiprocessing.shared_memory" in done.stdout
     assert "\x1b" not in done.stdout
     assert "WRONG" not in done.stdout
 

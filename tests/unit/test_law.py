@@ -18,6 +18,7 @@ NATIVE = ROOT / "native"
 #: What a file is, by its first name below the package; a higher number may import lower ones.
 LEVELS = {
     "errors": 0,
+    "_signals": 0,
     "_sizes": 0,
     "_kernel": 1,
     "_policy": 2,
@@ -42,12 +43,13 @@ LEVELS = {
 #: These look at nothing above the plainest things, whatever their level would allow.
 ONLY = {
     "errors": set(),
+    "_signals": set(),
     "_sizes": set(),
     "_kernel": {"errors", "_kernel"},
     "_policy": {"errors", "_sizes", "_kernel"},
 }
 #: The public face may import all that it shows, and never what is imported only when asked for.
-FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_story"}
+FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_signals", "_story"}
 HEAVY = ["click", "rich", "matplotlib", "torch", "pandas", "psutil", "sharedregion.cli", "sharedregion.bench"]
 
 
