@@ -239,6 +239,12 @@ def _thp(facts: Facts, request: Request) -> Candidate:
     blank = replace(_blank("thp"), page_size=facts.thp.pmd_size or 2 * MIB)
     if not facts.thp.present:
         return replace(blank, reason="this kernel has no transparent huge pages")
+    if request.backend == "auto" and request.size is not None and request.size < blank.page_size:
+        return replace(
+            blank,
+            reason=f"{format_size(request.size)} is less than one page of {format_size(blank.page_size)}",
+            remedy='backend="thp" takes a whole page all the same',
+        )
     directory = "/sys/kernel/mm/transparent_hugepage"
     if facts.thp.shmem_enabled is None:
         return replace(blank, reason="this kernel has no transparent huge pages in shared memory")

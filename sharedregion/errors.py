@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "BackendUnavailable",
+    "NotPlaceable",
     "ObjectNotFound",
     "ReadOnlyRegion",
     "RegionClosed",
@@ -122,6 +123,12 @@ class ObjectNotFound(SharedRegionError, KeyError):
     """No object of that name, or the version that was referred to is gone."""
 
     default_errno = _errno.ENOENT
+
+
+class NotPlaceable(SharedRegionError, TypeError):
+    """The value cannot be placed as it is; the text says why and what can be done."""
+
+    default_errno = _errno.EINVAL
 
 
 class RegionClosed(SharedRegionError, ValueError):

@@ -35,6 +35,7 @@ static int do_ftruncate(int fd, off_t size) { return RETRY(RESULT(ftruncate(fd, 
 /* Interrupted, fallocate on tmpfs undoes what it did and says EINTR: begin again. */
 static int do_fallocate(int fd, int mode, off_t at, off_t len) { return RETRY(RESULT(fallocate(fd, mode, at, len))); }
 static int do_fchmod(int fd, mode_t mode) { return RESULT(fchmod(fd, mode)); }
+static int do_fchmodat(int dir, const char *path, mode_t mode) { return RESULT(fchmodat(dir, path, mode, 0)); }
 static int do_linkat(int from_dir, const char *from, int to_dir, const char *to, int flags)
 {
     return RESULT(linkat(from_dir, from, to_dir, to, flags));
@@ -69,7 +70,7 @@ static int do_futex_wake(const _Atomic uint32_t *word, int count)
 {
     return RESULT(syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0));
 }
-static int do_clock_monotonic(struct timespec *now) { return RESULT(clock_gettime(CLOCK_MONOTONIC, now)); }
+static int do_clock_gettime(clockid_t clock, struct timespec *now) { return RESULT(clock_gettime(clock, now)); }
 
 static int do_socket(int domain, int type, int protocol) { return RESULT(socket(domain, type | SOCK_CLOEXEC, protocol)); }
 static int do_bind(int fd, const struct sockaddr *addr, socklen_t len) { return RESULT(bind(fd, addr, len)); }
@@ -119,6 +120,7 @@ const struct sr_sys sr_sys_linux = {
     .ftruncate = do_ftruncate,
     .fallocate = do_fallocate,
     .fchmod = do_fchmod,
+    .fchmodat = do_fchmodat,
     .linkat = do_linkat,
     .renameat = do_renameat,
     .unlinkat = do_unlinkat,
@@ -133,7 +135,7 @@ const struct sr_sys sr_sys_linux = {
     .memfd_create = do_memfd_create,
     .futex_wait = do_futex_wait,
     .futex_wake = do_futex_wake,
-    .clock_monotonic = do_clock_monotonic,
+    .clock_gettime = do_clock_gettime,
     .socket = do_socket,
     .bind = do_bind,
     .listen = do_listen,

@@ -3,8 +3,10 @@
 #include "sr_sys.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* --- mapping ---------------------------------------------------------------------------------- */
 
@@ -117,7 +119,9 @@ int sr_sys_held(int fd, uint64_t row, uint64_t count)
      * on a descriptor that is open for reading only. */
     struct flock lock = lock_of(F_RDLCK, row, count);
     int r = sr_sys->fcntl_lock(fd, F_OFD_GETLK, &lock);
-    return r < 0 ? r : lock.l_type != F_UNLCK;
+    if (r < 0) return r;
+    if (lock.l_type == F_UNLCK) return 0;
+    return lock.l_len > 0 && lock.l_len < INT_MAX ? (int)lock.l_len : INT_MAX;
 }
 
 int sr_sys_hold(int fd, uint64_t row, uint64_t offset, size_t len, struct sr_map *map)
@@ -159,9 +163,14 @@ ssize_t sr_sys_read_text(int dir, const char *path, char *buf, size_t cap)
     return (ssize_t)len;
 }
 
-uint64_t sr_sys_now(void)
+static uint64_t nanoseconds(clockid_t clock)
 {
     struct timespec t;
-    if (sr_sys->clock_monotonic(&t) < 0) return 0;
+    if (sr_sys->clock_gettime(clock, &t) < 0) return 0;
     return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
+
+uint64_t sr_sys_now(void) { return nanoseconds(CLOCK_MONOTONIC); }
+uint64_t sr_sys_wall(void) { return nanoseconds(CLOCK_REALTIME); }
+uint32_t sr_sys_pid(void) { return (uint32_t)getpid(); }
+uint32_t sr_sys_uid(void) { return (uint32_t)geteuid(); }

@@ -44,6 +44,7 @@ struct sr_sys {
     int (*ftruncate)(int fd, off_t size);
     int (*fallocate)(int fd, int mode, off_t at, off_t len);
     int (*fchmod)(int fd, mode_t mode);
+    int (*fchmodat)(int dir, const char *path, mode_t mode);
     int (*linkat)(int from_dir, const char *from, int to_dir, const char *to, int flags);
     int (*renameat)(int from_dir, const char *from, int to_dir, const char *to);
     int (*unlinkat)(int dir, const char *path, int flags);
@@ -60,7 +61,7 @@ struct sr_sys {
     /* waiting; `timeout` is relative, NULL waits for ever; -ETIMEDOUT, -EAGAIN, -EINTR */
     int (*futex_wait)(const _Atomic uint32_t *word, uint32_t expected, const struct timespec *timeout);
     int (*futex_wake)(const _Atomic uint32_t *word, int count);
-    int (*clock_monotonic)(struct timespec *now);
+    int (*clock_gettime)(clockid_t clock, struct timespec *now);
     /* sockets */
     int (*socket)(int domain, int type, int protocol);
     int (*bind)(int fd, const struct sockaddr *addr, socklen_t len);
@@ -133,7 +134,7 @@ int sr_sys_reopen(int fd, int flags);
 int sr_sys_hold(int fd, uint64_t row, uint64_t offset, size_t len, struct sr_map *map);
 /* Keep a held mapping (and so its lock) out of children. */
 int sr_sys_hold_private(const struct sr_map *map);
-/* 1 if anyone holds a byte of [row, row + count), 0 if not. */
+/* 0 if nobody holds a byte of [row, row + count), else how many bytes one of the locks there has. */
 int sr_sys_held(int fd, uint64_t row, uint64_t count);
 /* Take or wait for the bytes through `fd` itself (released when its description is closed). */
 int sr_sys_lock(int fd, uint64_t row, uint64_t count, bool wait);
@@ -170,8 +171,12 @@ static inline int sr_sys_spawn_detached(const char *path, char *const argv[], co
 void sr_sys_close(int *fd);
 /* Read a whole small file (procfs, sysfs) into buf, NUL-terminated; -EFBIG if it does not fit. */
 ssize_t sr_sys_read_text(int dir, const char *path, char *buf, size_t cap);
-/* Monotonic time in nanoseconds. */
+/* Nanoseconds: monotonic, and since 1970. */
 uint64_t sr_sys_now(void);
+uint64_t sr_sys_wall(void);
+/* Who we are; these cannot fail. */
+uint32_t sr_sys_pid(void);
+uint32_t sr_sys_uid(void);    /* effective */
 
 /* A descriptor that closes itself at the end of its scope: SR_FD fd = ...; */
 static inline void sr_sys__close_guard(int *fd) { sr_sys_close(fd); }

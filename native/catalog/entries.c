@@ -1,0 +1,144 @@
+/* entries: taking and freeing them, their lists, their text and checksum. Under the lock, but for
+ * sr_catalog__read_entry. */
+#include "sr_catalog.h"
+
+#include <errno.h>
+
+static int bad(struct sr_region *r, struct sr_error *e, const char *what)
+{
+    return sr_fail(e, SR_E_CORRUPT, 0, "the catalog of region '%s' is damaged: %s", r->name, what);
+}
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
+/* Over what a reader relies on: 36..128, the publication number, and the text that goes on
+ * elsewhere. */
+uint32_t sr_catalog__crc(const struct sr_entry *copy, uint64_t seq, const uint8_t *tail, size_t tail_len)
+{
+    uint32_t crc = sr_crc32c(0, (const char *)copy + offsetof(struct sr_entry, ent_block), sizeof *copy - offsetof(struct sr_entry, ent_block));
+    crc = sr_crc32c(crc, &seq, sizeof seq);
+    return tail_len ? sr_crc32c(crc, tail, tail_len) : crc;
+}
+
+/* Copy, check, then use. `seq` is what the caller read from ent_seq. 0; 1 if the entry changed
+ * meanwhile; SR_E_CORRUPT. The copy is made with plain loads that may race with a writer: a torn
+ * copy is told by ent_seq, and by the checksum. */
+__attribute__((no_sanitize("thread")))
+int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
+{
+    struct sr_entry *entry = sr_entry(r, n), copy;
+    uint64_t version = atomic_load(&entry->ent_version);
+    memcpy(&copy, entry, sizeof copy);
+    const size_t inlined = sizeof copy.ent_text;
+    size_t text_len = (size_t)copy.ent_name_len + copy.ent_meta_len;
+    bool ok = copy.ent_name_len <= SR_OBJECT_NAME_MAX && copy.ent_meta_len <= SR_META_MAX;
+    size_t have = ok ? sr_min(text_len, inlined) : 0;
+    memcpy(f->text, copy.ent_text, have);
+    uint32_t more = copy.ent_more;
+    while (ok && have < text_len) {
+        if (!(ok = sr_entry_ok(r, more))) break;
+        const struct sr_more *m = (const struct sr_more *)sr_entry(r, more);
+        size_t piece = sr_min(text_len - have, sizeof m->more_text);
+        memcpy(f->text + have, m->more_text, piece);
+        more = m->more_next;
+        have += piece;
+    }
+    ok = ok && sr_catalog__crc(&copy, seq, f->text + inlined, text_len > inlined ? text_len - inlined : 0) == copy.ent_crc;
+    atomic_thread_fence(memory_order_acquire);
+    if (atomic_load(&entry->ent_seq) != seq) return 1;
+    ok = ok && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
+         sr_is_aligned(copy.ent_off, SR_BLOCK_UNIT) && copy.ent_hash == sr_hash64(f->text, copy.ent_name_len);
+    if (!ok) return bad(r, e, "an entry fails its checks");
+    if (!sr_version_unpack(version, seq, &f->version)) return bad(r, e, "the version of an entry");
+    f->seq = seq;
+    f->len = copy.ent_len;
+    f->off = (sr_off){copy.ent_off};
+    f->entry = n;
+    f->block = copy.ent_block;
+    f->name_len = copy.ent_name_len;
+    f->meta_len = copy.ent_meta_len;
+    f->type = copy.ent_type;
+    f->flags = copy.ent_flags;
+    return 0;
+}
+
+/* --- lists ------------------------------------------------------------------------------------ */
+
+void sr_list__push(struct sr_region *r, uint32_t *head, uint32_t n)
+{
+    struct sr_entry *entry = sr_entry(r, n);
+    entry->ent_prev = 0;
+    entry->ent_next = *head;
+    if (sr_entry_ok(r, *head)) sr_entry(r, *head)->ent_prev = n;
+    *head = n;
+}
+
+int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_error *e)
+{
+    struct sr_entry *entry = sr_entry(r, n);
+    uint32_t prev = entry->ent_prev, next = entry->ent_next;
+    if ((prev && (!sr_entry_ok(r, prev) || sr_entry(r, prev)->ent_next != n)) ||
+        (next && (!sr_entry_ok(r, next) || sr_entry(r, next)->ent_prev != n)) || (!prev && *head != n))
+        return bad(r, e, "a list of entries");
+    if (next) sr_entry(r, next)->ent_prev = prev;
+    if (prev) sr_entry(r, prev)->ent_next = next;
+    else *head = next;
+    entry->ent_prev = entry->ent_next = 0;
+    return 0;
+}
+
+/* --- taking and freeing ----------------------------------------------------------------------- */
+
+static int commit_entries(struct sr_region *r, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t n = s->st_entries_committed;
+    if (n >= sr_entries_limit(r->head.hd_gens)) return sr_fail(e, SR_E_FULL, -ENOSPC, "region '%s' has all the objects it can have", r->name);
+    uint32_t step = (uint32_t)sr_min(sr_entries_limit(sr_entry_gen(n) + 1) - n, SR_LARGE_PAGE / sizeof(struct sr_entry));
+    int got = sr_region_commit_catalog(r, sr_entry_at(r->head.hd_gen0, n), (uint64_t)step * sizeof(struct sr_entry), e);
+    if (got == 0) s->st_entries_committed = n + step;
+    return got;
+}
+
+int sr_entry__new(struct sr_region *r, uint32_t *out, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t n = s->st_free_entry;
+    if (n != 0) {
+        if (!sr_entry_ok(r, n) || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_FREE) return bad(r, e, "free entries");
+        s->st_free_entry = sr_entry(r, n)->ent_next;
+    } else {
+        if (s->st_entries_high >= s->st_entries_committed) {
+            int got = commit_entries(r, e);
+            if (got < 0) return got;
+        }
+        n = s->st_entries_high;
+        if (!sr_entry_ok(r, n)) return bad(r, e, "number of entries");
+        s->st_entries_high = n + 1;
+    }
+    *out = n;
+    return 0;
+}
+
+static void free_entry(struct sr_region *r, uint32_t n)
+{
+    struct sr_state *s = sr_state(r);
+    struct sr_entry *entry = sr_entry(r, n);
+    atomic_store(&entry->ent_state, SR_ENTRY_FREE);
+    entry->ent_next = s->st_free_entry;
+    s->st_free_entry = n;
+}
+
+/* The continuations, bounded by what a text can need, then the entry itself. */
+void sr_entry__free_chain(struct sr_region *r, uint32_t n)
+{
+    uint32_t more = sr_entry(r, n)->ent_more;
+    for (size_t k = 0; k <= SR_TEXT_MAX / sizeof ((struct sr_more *)0)->more_text && sr_entry_ok(r, more); k++) {
+        struct sr_more *m = (struct sr_more *)sr_entry(r, more);
+        uint32_t next = m->more_next;
+        if (atomic_load(&m->more_state) != SR_ENTRY_MORE) break;
+        free_entry(r, more);
+        more = next;
+    }
+    free_entry(r, n);
+}

@@ -1,0 +1,118 @@
+/* catalog: names and what they stand for.
+ *
+ * Room 5, above alloc. An object is an entry (sr_format.h) that owns a block. Entries are the
+ * truth; the index, the lists and the allocator follow from them and are made anew after a writer
+ * died with the lock (sr_catalog_recover).
+ *
+ * How an object comes and goes, and what a kill leaves at each point:
+ *
+ *   begin     under the lock: block and entry taken, entry PENDING with its owner's row
+ *   (fill)    without the lock; a dead owner's PENDING entry is freed by whoever comes by
+ *   publish   under the lock: fields and checksum written, then ent_seq. From that store the object
+ *             exists, also after a kill: recovery puts it into the index. Then its slot is stored,
+ *             which is when readers see it; a replaced object's ent_seq is cleared after that.
+ *   withdraw  under the lock: ent_seq cleared. From that store the object is gone. Then the slot,
+ *             then the entry goes to LIMBO until no living member holds its block.
+ *
+ * A reader takes no lock and writes nothing here: slot -> copy of the entry -> check -> pin in its
+ * own row -> fence -> is ent_seq still the same? A writer clears ent_seq, fences, then looks for
+ * pins. So either the reader sees that the object has gone and begins again, or the writer sees the
+ * pin and leaves the block alone. No reader ever waits for a writer, whatever state that one
+ * stopped in.
+ */
+#ifndef SR_CATALOG_H
+#define SR_CATALOG_H
+
+#include "sr_alloc.h"
+
+#define SR_META_MAX 4096u
+#define SR_TEXT_MAX (SR_OBJECT_NAME_MAX + SR_META_MAX)
+
+/* What the upper rooms know of an object, and an entry says of it. */
+struct sr_desc {
+    const char *name;
+    const uint8_t *meta;
+    uint64_t len;
+    uint16_t name_len, meta_len;
+    uint8_t type, flags;
+};
+
+/* An object being filled. */
+struct sr_draft { uint32_t entry, block; sr_off off; uint64_t len; };
+
+/* A checked copy of an entry. `block` is held until sr_unpin if the call says so. */
+struct sr_found {
+    uint64_t seq, version, len;
+    sr_off off;
+    uint32_t entry, block;
+    uint16_t name_len, meta_len;
+    uint8_t type, flags;
+    uint8_t text[SR_TEXT_MAX];    /* name, then meta */
+};
+
+struct sr_stats {
+    uint64_t size, used, largest, committed;
+    uint32_t objects, limbo, pending, members, recoveries, flags;
+};
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+int sr_catalog_create(struct sr_region **out, const struct sr_region_spec *spec, struct sr_error *e);
+int sr_catalog_attach(struct sr_region **out, const char *name, bool writable, uint32_t owner, struct sr_error *e);
+
+/* --- writing ---------------------------------------------------------------------------------- */
+
+/* Take room for an object and commit its memory. The draft is published or dropped. */
+int sr_draft_begin(struct sr_region *r, const struct sr_desc *desc, struct sr_draft *draft, struct sr_error *e);
+int sr_draft_publish(struct sr_region *r, const struct sr_desc *desc, const struct sr_draft *draft, uint64_t *seq, struct sr_error *e);
+void sr_draft_drop(struct sr_region *r, const struct sr_draft *draft);
+/* All at once, for objects whose bytes are at hand: `data` has desc->len bytes. */
+int sr_catalog_put(struct sr_region *r, const struct sr_desc *desc, const void *data, uint64_t *seq, struct sr_error *e);
+/* SR_E_NO_OBJECT. With `seq` not 0, only if it is that publication. */
+int sr_catalog_delete(struct sr_region *r, const char *name, size_t len, uint64_t seq, struct sr_error *e);
+/* A new version of a mutable object, in place. */
+int sr_catalog_bump(struct sr_region *r, const char *name, size_t len, uint64_t *version, struct sr_error *e);
+int sr_catalog_seal(struct sr_region *r, struct sr_error *e);
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
+/* SR_E_NO_OBJECT, SR_E_CORRUPT. With `hold`, the block is pinned on success. */
+int sr_catalog_get(struct sr_region *r, const char *name, size_t len, bool hold, struct sr_found *f, struct sr_error *e);
+/* The publication that a reference names; pinned on success. */
+int sr_catalog_get_exact(struct sr_region *r, uint32_t entry, uint64_t seq, struct sr_found *f, struct sr_error *e);
+/* The object at or after *cursor (begin with 0); SR_E_NO_OBJECT at the end. Not pinned. Objects that
+ * come and go meanwhile may be seen or not; others are seen once. */
+int sr_catalog_next(struct sr_region *r, uint32_t *cursor, struct sr_found *f, struct sr_error *e);
+/* Sleep until a version of `name` above `newer_than` is there. timeout_ns UINT64_MAX: for ever.
+ * SR_E_TIMEOUT. Returns 1 after `slice_ns` at the latest, so that signals can be looked at. */
+int sr_catalog_wait(struct sr_region *r, const char *name, size_t len, uint64_t newer_than, uint64_t slice_ns, uint64_t *version, struct sr_error *e);
+void sr_catalog_stats(struct sr_region *r, struct sr_stats *s);
+
+/* --- putting in order ------------------------------------------------------------------------- */
+
+/* What the dead left: their unfinished objects, and withdrawn blocks that nobody holds. */
+int sr_catalog_sweep(struct sr_region *r, struct sr_error *e);
+/* Give whole granules in which no block is back to the system. *bytes: how much. */
+int sr_catalog_trim(struct sr_region *r, uint64_t *bytes, struct sr_error *e);
+/* Make large pages large again where something split them. */
+int sr_catalog_repair(struct sr_region *r, struct sr_error *e);
+/* Every invariant: entries, index, lists, allocator. Takes the lock. 0 or SR_E_CORRUPT. */
+int sr_catalog_check(struct sr_region *r, struct sr_error *e);
+
+/* Between the files of this room. */
+int sr_catalog__lock(struct sr_region *r, struct sr_error *e);
+int sr_catalog__recover(struct sr_region *r, struct sr_error *e);
+int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e);
+uint32_t sr_catalog__crc(const struct sr_entry *copy, uint64_t seq, const uint8_t *tail, size_t tail_len);
+_Atomic uint64_t *sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t *entry);
+int sr_index__store(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t entry, struct sr_error *e);
+void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot);
+int sr_index__grow(struct sr_region *r, struct sr_error *e);
+void sr_list__push(struct sr_region *r, uint32_t *head, uint32_t n);
+int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_error *e);
+int sr_entry__new(struct sr_region *r, uint32_t *out, struct sr_error *e);
+void sr_entry__free_chain(struct sr_region *r, uint32_t n);
+int sr_limbo__flush(struct sr_region *r, struct sr_error *e);
+int sr_pending__sweep(struct sr_region *r, struct sr_error *e);
+
+#endif

@@ -1,0 +1,474 @@
+/* store: putting, publishing, deleting, waiting. */
+#include "sr_catalog.h"
+
+#include <errno.h>
+#include <limits.h>
+
+#define SMALL 4096u    /* copied under the lock: shorter than taking it twice */
+
+static int bad(struct sr_region *r, struct sr_error *e, const char *what)
+{
+    return sr_fail(e, SR_E_CORRUPT, 0, "the catalog of region '%s' is damaged: %s", r->name, what);
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+int sr_catalog_create(struct sr_region **out, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    struct sr_region *r;
+    int got = sr_region_make(&r, spec, e);
+    if (got < 0) return got;
+    got = sr_alloc_init(r, e);
+    if (got == 0) got = sr_region_publish(r, spec, e);
+    if (got < 0) {
+        sr_region_close(r);
+        return got;
+    }
+    *out = r;
+    return 0;
+}
+
+int sr_catalog_attach(struct sr_region **out, const char *name, bool writable, uint32_t owner, struct sr_error *e)
+{
+    struct sr_region *r;
+    int got = sr_region_attach(&r, name, writable, owner, e);
+    if (got < 0) return got;
+    if (r->row_was_dirty) {
+        got = sr_catalog_sweep(r, e);
+        if (got < 0) {
+            sr_region_close(r);
+            return got;
+        }
+    }
+    *out = r;
+    return 0;
+}
+
+/* --- the lock, with what it takes to be allowed to change something --------------------------- */
+
+int sr_catalog__lock(struct sr_region *r, struct sr_error *e)
+{
+    bool abandoned;
+    int got = sr_lock(r, &abandoned, e);
+    if (got < 0) return got;
+    struct sr_state *s = sr_state(r);
+    if (abandoned) {
+        got = sr_catalog__recover(r, e);
+        if (got < 0) atomic_fetch_or(&s->st_flags, SR_STATE_DAMAGED);
+    }
+    if (got == 0 && (atomic_load(&s->st_flags) & SR_STATE_DAMAGED))
+        got = sr_fail(e, SR_E_CORRUPT, 0, "region '%s' was damaged when a writer died", r->name);
+    if (got == 0 && r->row_was_dirty) {
+        /* Before anything is written under this row's number: what its former owner left. */
+        got = sr_pending__sweep(r, e);
+        if (got == 0) sr_member_settled(r);
+    }
+    if (got < 0) sr_unlock(r);
+    return got;
+}
+
+static int lock_to_change(struct sr_region *r, struct sr_error *e)
+{
+    int got = sr_catalog__lock(r, e);
+    if (got < 0) return got;
+    if (!(atomic_load(&sr_state(r)->st_flags) & SR_STATE_SEALED)) return 0;
+    sr_unlock(r);
+    return sr_fail(e, SR_E_READ_ONLY, 0, "region '%s' is sealed", r->name);
+}
+
+static void announce(struct sr_region *r, uint64_t hash) { atomic_fetch_add(&sr_state(r)->st_watch[hash % SR_WATCH_WORDS], 1); }
+static void wake(struct sr_region *r, uint64_t hash) { sr_sys->futex_wake(&sr_state(r)->st_watch[hash % SR_WATCH_WORDS], INT_MAX); }
+
+/* --- withdrawn objects ------------------------------------------------------------------------ */
+
+static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t block = sr_entry(r, n)->ent_block;
+    if (sr_pinned(r, block)) return 0;
+    int got = sr_list__remove(r, &s->st_limbo, n, e);
+    if (got == 0) got = sr_alloc_give(r, block, e);
+    if (got < 0) return got;
+    s->st_limbo_count -= s->st_limbo_count > 0;
+    sr_entry__free_chain(r, n);
+    return 1;
+}
+
+int sr_limbo__flush(struct sr_region *r, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t left = s->st_entries_high;
+    for (uint32_t n = s->st_limbo, next; n != 0; n = next) {
+        if (!sr_entry_ok(r, n) || left-- == 0 || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_LIMBO)
+            return bad(r, e, "the list of withdrawn objects");
+        next = sr_entry(r, n)->ent_next;
+        int got = free_if_unheld(r, n, e);
+        if (got < 0) return got;
+    }
+    return 0;
+}
+
+/* The one that was just withdrawn, and the others only if some pin was dropped since. */
+static int retire(struct sr_region *r, uint32_t n, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    struct sr_entry *entry = sr_entry(r, n);
+    if (!sr_block_ok(r, entry->ent_block)) return bad(r, e, "the block of an object");
+    atomic_store(&entry->ent_state, SR_ENTRY_LIMBO);
+    sr_list__push(r, &s->st_limbo, n);
+    s->st_limbo_count++;
+    uint32_t releases = atomic_load(&sr_members(r)->mh_releases);
+    if (releases == s->st_releases_seen) {
+        int got = free_if_unheld(r, n, e);
+        return got < 0 ? got : 0;
+    }
+    s->st_releases_seen = releases;
+    return sr_limbo__flush(r, e);
+}
+
+int sr_pending__sweep(struct sr_region *r, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t left = s->st_entries_high;
+    for (uint32_t n = s->st_pending, next; n != 0; n = next) {
+        if (!sr_entry_ok(r, n) || left-- == 0 || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_PENDING)
+            return bad(r, e, "the list of unfinished objects");
+        struct sr_entry *entry = sr_entry(r, n);
+        next = entry->ent_next;
+        if (sr_member_alive(r, entry->ent_owner, entry->ent_owner_gen)) continue;
+        uint32_t block = entry->ent_block;
+        int got = sr_list__remove(r, &s->st_pending, n, e);
+        if (got == 0) got = sr_alloc_give(r, block, e);
+        if (got < 0) return got;
+        sr_entry__free_chain(r, n);
+    }
+    return 0;
+}
+
+int sr_catalog_sweep(struct sr_region *r, struct sr_error *e)
+{
+    int got = sr_catalog__lock(r, e);
+    if (got < 0) return got;
+    got = sr_pending__sweep(r, e);
+    if (got == 0) got = sr_limbo__flush(r, e);
+    sr_unlock(r);
+    return got;
+}
+
+/* --- drafts ----------------------------------------------------------------------------------- */
+
+static int check_desc(struct sr_region *r, const struct sr_desc *d, struct sr_error *e)
+{
+    if (d->name_len == 0) return sr_fail(e, SR_E_INVALID, -EINVAL, "an object's name may not be empty");
+    if (d->name_len > SR_OBJECT_NAME_MAX)
+        return sr_fail(e, SR_E_INVALID, -ENAMETOOLONG, "an object's name may have %d bytes of UTF-8", SR_OBJECT_NAME_MAX);
+    if (d->meta_len > SR_META_MAX)
+        return sr_fail(e, SR_E_INVALID, -E2BIG, "the description of the object's type has %u bytes, %u are possible", d->meta_len, SR_META_MAX);
+    (void)r;
+    return 0;
+}
+
+static const uint8_t *text_at(const struct sr_desc *d, size_t at, size_t *have)
+{
+    if (at < d->name_len) return *have = d->name_len - at, (const uint8_t *)d->name + at;
+    return *have = (size_t)d->name_len + d->meta_len - at, d->meta + (at - d->name_len);
+}
+
+static void copy_text(uint8_t *to, const struct sr_desc *d, size_t at, size_t len)
+{
+    while (len) {
+        size_t have;
+        const uint8_t *from = text_at(d, at, &have);
+        have = sr_min(have, len);
+        memcpy(to, from, have);
+        to += have;
+        at += have;
+        len -= have;
+    }
+}
+
+/* Entry n and its continuations, filled but for block and checksum. */
+static int fill_entry(struct sr_region *r, uint32_t n, const struct sr_desc *d, uint64_t hash, struct sr_error *e)
+{
+    struct sr_entry *entry = sr_entry(r, n);
+    size_t text = (size_t)d->name_len + d->meta_len, at = sr_min(text, sizeof entry->ent_text);
+    memset((char *)entry + offsetof(struct sr_entry, ent_owner), 0, sizeof *entry - offsetof(struct sr_entry, ent_owner));
+    entry->ent_owner = sr_member_row(r);
+    entry->ent_owner_gen = (uint16_t)sr_member_gen(r);
+    entry->ent_hash = hash;
+    entry->ent_len = d->len;
+    entry->ent_type = d->type;
+    entry->ent_flags = d->flags;
+    entry->ent_name_len = d->name_len;
+    entry->ent_meta_len = d->meta_len;
+    copy_text(entry->ent_text, d, 0, at);
+    uint32_t *link = &entry->ent_more;
+    while (at < text) {
+        uint32_t more;
+        int got = sr_entry__new(r, &more, e);
+        if (got < 0) return got;
+        struct sr_more *m = (struct sr_more *)sr_entry(r, more);
+        size_t piece = sr_min(text - at, sizeof m->more_text);
+        m->more_zero = 0;
+        m->more_next = 0;
+        m->more_reserved = 0;
+        copy_text(m->more_text, d, at, piece);
+        atomic_store(&m->more_state, SR_ENTRY_MORE);
+        *link = more;
+        link = &m->more_next;
+        at += piece;
+    }
+    return 0;
+}
+
+static int take_block(struct sr_region *r, uint64_t len, struct sr_extent *extent, struct sr_error *e)
+{
+    int got = sr_alloc_take(r, len, extent, e);
+    if (got != SR_E_FULL) return got;
+    /* Before saying so: what the dead hold, and what nobody looks at any more. */
+    got = sr_pending__sweep(r, e);
+    if (got == 0) got = sr_limbo__flush(r, e);
+    return got == 0 ? sr_alloc_take(r, len, extent, e) : got;
+}
+
+/* Under the lock. */
+static int begin(struct sr_region *r, const struct sr_desc *d, uint64_t hash, struct sr_draft *draft, struct sr_error *e)
+{
+    uint32_t n;
+    struct sr_extent extent;
+    int got = sr_index__grow(r, e);
+    if (got == 0) got = sr_entry__new(r, &n, e);
+    if (got < 0) return got;
+    got = fill_entry(r, n, d, hash, e);
+    if (got == 0) got = take_block(r, d->len, &extent, e);
+    if (got < 0) {
+        sr_entry__free_chain(r, n);
+        return got;
+    }
+    struct sr_entry *entry = sr_entry(r, n);
+    entry->ent_block = extent.block;
+    entry->ent_off = extent.off;
+    atomic_store(&entry->ent_state, SR_ENTRY_PENDING);
+    sr_list__push(r, &sr_state(r)->st_pending, n);
+    *draft = (struct sr_draft){n, extent.block, {extent.off}, d->len};
+    return 0;
+}
+
+static int still_ours(struct sr_region *r, const struct sr_draft *draft, struct sr_error *e)
+{
+    const struct sr_entry *entry = sr_entry(r, draft->entry);
+    bool ours = atomic_load(&entry->ent_state) == SR_ENTRY_PENDING && entry->ent_owner == sr_member_row(r) &&
+                entry->ent_owner_gen == (uint16_t)sr_member_gen(r) && entry->ent_block == draft->block;
+    return ours ? 0 : sr_fail(e, SR_E_LOST, 0, "the unfinished object in region '%s' is not this process's", r->name);
+}
+
+/* Under the lock. */
+static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, const struct sr_draft *draft, uint64_t *out, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    struct sr_entry *entry = sr_entry(r, draft->entry);
+    int got = sr_list__remove(r, &s->st_pending, draft->entry, e);
+    if (got < 0) return got;
+    uint64_t seq = atomic_load(&s->st_seq) + 1;
+    atomic_store(&s->st_seq, seq);
+    uint8_t tail[SR_TEXT_MAX];
+    size_t text = (size_t)d->name_len + d->meta_len, inlined = sizeof entry->ent_text;
+    size_t tail_len = text > inlined ? text - inlined : 0;
+    copy_text(tail, d, text - tail_len, tail_len);
+    entry->ent_crc = sr_catalog__crc(entry, seq, tail, tail_len);
+    atomic_store(&entry->ent_version, sr_version_pack(seq, seq));
+    atomic_store(&entry->ent_state, SR_ENTRY_LIVE);
+    atomic_store(&entry->ent_seq, seq);    /* from here the object exists, also after a kill */
+    uint32_t old = 0;
+    sr_index__find(r, hash, d->name, d->name_len, &old);
+    got = sr_index__store(r, hash, d->name, d->name_len, draft->entry, e);
+    if (got < 0) return got;
+    if (old) {
+        atomic_store(&sr_entry(r, old)->ent_seq, 0);
+        got = retire(r, old, e);
+    } else {
+        s->st_objects++;
+    }
+    announce(r, hash);
+    *out = seq;
+    return got;
+}
+
+int sr_draft_begin(struct sr_region *r, const struct sr_desc *d, struct sr_draft *draft, struct sr_error *e)
+{
+    int got = check_desc(r, d, e);
+    if (got == 0) got = lock_to_change(r, e);
+    if (got < 0) return got;
+    got = begin(r, d, sr_hash64(d->name, d->name_len), draft, e);
+    sr_unlock(r);
+    if (got < 0) return got;
+    got = sr_region_commit(r, draft->off, draft->len, e);
+    if (got < 0) {
+        if (got == SR_E_FULL && e) e->wanted = d->len;
+        sr_draft_drop(r, draft);
+    }
+    return got;
+}
+
+int sr_draft_publish(struct sr_region *r, const struct sr_desc *d, const struct sr_draft *draft, uint64_t *seq, struct sr_error *e)
+{
+    /* Stores that bypass the cache (a large memcpy uses them) are not ordered by the lock. */
+    __builtin_ia32_sfence();
+    int got = lock_to_change(r, e);
+    if (got < 0) return got;
+    uint64_t hash = sr_hash64(d->name, d->name_len);
+    got = still_ours(r, draft, e);
+    if (got == 0) got = publish(r, d, hash, draft, seq, e);
+    sr_unlock(r);
+    if (got == 0) wake(r, hash);
+    return got;
+}
+
+void sr_draft_drop(struct sr_region *r, const struct sr_draft *draft)
+{
+    if (sr_catalog__lock(r, NULL) < 0) return;    /* whoever sweeps will find it without an owner */
+    if (still_ours(r, draft, NULL) == 0 && sr_list__remove(r, &sr_state(r)->st_pending, draft->entry, NULL) == 0 &&
+        sr_alloc_give(r, draft->block, NULL) == 0)
+        sr_entry__free_chain(r, draft->entry);
+    sr_unlock(r);
+}
+
+/* Small, and no memory to be committed: one lock for all of it. 1: not possible this way. */
+static int put_small(struct sr_region *r, const struct sr_desc *d, uint64_t hash, const void *data, uint64_t *seq, struct sr_error *e)
+{
+    struct sr_draft draft;
+    int got = lock_to_change(r, e);
+    if (got < 0) return got;
+    got = begin(r, d, hash, &draft, e);
+    if (got == 0 && sr_region_uncommitted(r, draft.off, draft.len)) {
+        sr_unlock(r);
+        got = sr_region_commit(r, draft.off, draft.len, e);
+        if (got < 0) {
+            sr_draft_drop(r, &draft);
+            return got;
+        }
+        if (d->len) memcpy(r->data.at + draft.off.at, data, d->len);
+        return sr_draft_publish(r, d, &draft, seq, e);
+    }
+    if (got == 0) {
+        if (d->len) memcpy(r->data.at + draft.off.at, data, d->len);
+        got = publish(r, d, hash, &draft, seq, e);
+    }
+    sr_unlock(r);
+    if (got == 0) wake(r, hash);
+    return got;
+}
+
+int sr_catalog_put(struct sr_region *r, const struct sr_desc *d, const void *data, uint64_t *seq, struct sr_error *e)
+{
+    int got = check_desc(r, d, e);
+    if (got < 0) return got;
+    if (d->len <= SMALL) return put_small(r, d, sr_hash64(d->name, d->name_len), data, seq, e);
+    struct sr_draft draft;
+    got = sr_draft_begin(r, d, &draft, e);
+    if (got < 0) return got;
+    memcpy(r->data.at + draft.off.at, data, d->len);
+    got = sr_draft_publish(r, d, &draft, seq, e);
+    if (got < 0) sr_draft_drop(r, &draft);
+    return got;
+}
+
+/* --- changes ---------------------------------------------------------------------------------- */
+
+static int missing(struct sr_region *r, const char *name, size_t len, struct sr_error *e)
+{
+    return sr_fail(e, SR_E_NO_OBJECT, 0, "region '%s' has no object '%.*s'", r->name, (int)sr_min(len, SR_OBJECT_NAME_MAX), name);
+}
+
+static int withdraw(struct sr_region *r, const char *name, size_t len, uint64_t hash, uint64_t seq, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    uint32_t n = 0;
+    _Atomic uint64_t *slot = sr_index__find(r, hash, name, len, &n);
+    if (slot == NULL || (seq && atomic_load(&sr_entry(r, n)->ent_seq) != seq)) return missing(r, name, len, e);
+    atomic_store(&sr_entry(r, n)->ent_seq, 0);    /* from here the object is gone */
+    sr_index__clear(r, slot);
+    s->st_objects -= s->st_objects > 0;
+    int got = retire(r, n, e);
+    announce(r, hash);
+    return got;
+}
+
+int sr_catalog_delete(struct sr_region *r, const char *name, size_t len, uint64_t seq, struct sr_error *e)
+{
+    if (len > SR_OBJECT_NAME_MAX) return missing(r, name, len, e);
+    int got = lock_to_change(r, e);
+    if (got < 0) return got;
+    uint64_t hash = sr_hash64(name, len);
+    got = withdraw(r, name, len, hash, seq, e);
+    sr_unlock(r);
+    if (got == 0) wake(r, hash);
+    return got;
+}
+
+int sr_catalog_bump(struct sr_region *r, const char *name, size_t len, uint64_t *version, struct sr_error *e)
+{
+    if (len > SR_OBJECT_NAME_MAX) return missing(r, name, len, e);
+    __builtin_ia32_sfence();
+    int got = lock_to_change(r, e);
+    if (got < 0) return got;
+    struct sr_state *s = sr_state(r);
+    uint64_t hash = sr_hash64(name, len);
+    uint32_t n = 0;
+    if (!sr_index__find(r, hash, name, len, &n)) got = missing(r, name, len, e);
+    else if (!(sr_entry(r, n)->ent_flags & SR_ENTRY_MUTABLE))
+        got = sr_fail(e, SR_E_READ_ONLY, 0, "object '%.*s' is not mutable: put a new version of it instead", (int)len, name);
+    if (got == 0) {
+        *version = atomic_load(&s->st_seq) + 1;
+        atomic_store(&s->st_seq, *version);
+        atomic_store(&sr_entry(r, n)->ent_version, sr_version_pack(*version, atomic_load(&sr_entry(r, n)->ent_seq)));
+        announce(r, hash);
+    }
+    sr_unlock(r);
+    if (got == 0) wake(r, hash);
+    return got;
+}
+
+int sr_catalog_seal(struct sr_region *r, struct sr_error *e)
+{
+    int got = sr_catalog__lock(r, e);
+    if (got < 0) return got;
+    atomic_fetch_or(&sr_state(r)->st_flags, SR_STATE_SEALED);
+    sr_unlock(r);
+    return 0;
+}
+
+/* --- waiting, numbers ------------------------------------------------------------------------- */
+
+int sr_catalog_wait(struct sr_region *r, const char *name, size_t len, uint64_t newer_than, uint64_t slice_ns, uint64_t *version, struct sr_error *e)
+{
+    if (len > SR_OBJECT_NAME_MAX) return missing(r, name, len, e);
+    const _Atomic uint32_t *word = &sr_state(r)->st_watch[sr_hash64(name, len) % SR_WATCH_WORDS];
+    uint32_t seen = atomic_load(word);
+    struct sr_found f;
+    int got = sr_catalog_get(r, name, len, false, &f, e);
+    if (got < 0 && got != SR_E_NO_OBJECT) return got;
+    if (got == 0 && f.version > newer_than) return *version = f.version, 0;
+    const struct timespec slice = {.tv_sec = (time_t)(slice_ns / 1000000000u), .tv_nsec = (long)(slice_ns % 1000000000u)};
+    sr_sys->futex_wait(word, seen, &slice);
+    return 1;
+}
+
+void sr_catalog_stats(struct sr_region *r, struct sr_stats *out)
+{
+    const struct sr_state *s = sr_state(r);
+    *out = (struct sr_stats){
+        .size = sr_align_down(r->head.hd_size, SR_BLOCK_UNIT),
+        .used = s->st_used,
+        .largest = sr_alloc_largest(r),
+        .objects = s->st_objects,
+        .limbo = s->st_limbo_count,
+        .recoveries = s->st_recoveries,
+        .flags = atomic_load(&s->st_flags),
+    };
+    out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
+    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
+    for (uint32_t n = 0; n < high; n++) out->members += sr_sys_held(r->members_fd, n, 1) > 0;
+    uint32_t left = s->st_entries_high;
+    for (uint32_t n = s->st_pending; sr_entry_ok(r, n) && left--; n = sr_entry(r, n)->ent_next) out->pending++;
+}

@@ -1,0 +1,126 @@
+/* sharedregion-keeper REGION ROWS MODE persist|members NAME...
+ *
+ * Started by sr_keeper_start and by nothing else. See sr_keeper.h for its descriptors and its end.
+ */
+#define _GNU_SOURCE
+#include "sr_keeper.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+enum { FD_LISTENER = 3, FD_MEMBERS, FD_DATA_RW, FD_DATA_RO, FD_CATALOG, FD_COUNT };
+
+#define CLIENT_MS 200           /* a client that connects and says nothing may not hold the others up */
+#define NAME_CHECK_MS 2000      /* how often a persistent region looks whether its name is still there */
+
+static struct {
+    unsigned rows, mode;
+    uid_t uid;
+    gid_t gid;
+    int pipe_write;
+} keeper;
+
+/* What the region's mode grants to whoever asks, as open(2) would decide. */
+static bool permitted(const struct sr_peer *peer, bool writable)
+{
+    if (peer->uid == 0) return true;
+    unsigned want = writable ? 6 : 4;
+    unsigned shift = peer->uid == keeper.uid ? 6 : peer->gid == keeper.gid ? 3 : 0;
+    return ((keeper.mode >> shift) & want) == want;
+}
+
+static void serve(int client)
+{
+    struct timeval limit = {.tv_usec = CLIENT_MS * 1000};
+    struct sr_peer peer;
+    if (sr_sys->setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ||
+        sr_sys->setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0 ||
+        sr_sys_peer(client, &peer) < 0)
+        return;
+    struct sr_keeper_request request = {0};
+    int count;
+    ssize_t n = sr_sys_recv_fds(client, &request, sizeof request, NULL, 0, &count);
+    struct sr_keeper_reply reply = {.kr_protocol = SR_KEEPER_PROTOCOL, .kr_pid = (uint32_t)getpid()};
+    if (n != sizeof request || request.kq_protocol != SR_KEEPER_PROTOCOL) reply.kr_status = -EPROTO;
+    else if (!permitted(&peer, request.kq_writable != 0)) reply.kr_status = -EACCES;
+    int data = request.kq_writable ? FD_DATA_RW : FD_DATA_RO;
+    sr_sys_send_fds(client, &reply, sizeof reply, &data, reply.kr_status == 0 ? 1 : 0);
+}
+
+/* The kernel grants this lock when the last member is gone. It is kept until this process ends, so
+ * that nobody joins a region whose names are being removed. */
+static void *wait_for_last_member(void *unused)
+{
+    (void)unused;
+    char done = 1;
+    if (sr_sys_lock(FD_MEMBERS, 0, keeper.rows, true) < 0) done = 0;
+    sr_sys->write(keeper.pipe_write, &done, 1);
+    return NULL;
+}
+
+static bool name_is_gone(void)
+{
+    struct stat st;
+    return sr_sys->fstat(FD_CATALOG, &st) < 0 || st.st_nlink == 0;
+}
+
+static int run(bool persist)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0) return 1;
+    keeper.pipe_write = ends[1];
+    bool waiting = false;
+    for (;;) {
+        if (!waiting && (!persist || name_is_gone())) {
+            pthread_t thread;
+            if (pthread_create(&thread, NULL, wait_for_last_member, NULL) != 0) return 1;
+            waiting = true;
+        }
+        struct pollfd fds[] = {{.fd = FD_LISTENER, .events = POLLIN}, {.fd = ends[0], .events = POLLIN}};
+        int r = sr_sys->poll(fds, 2, waiting ? -1 : NAME_CHECK_MS);
+        if (r < 0 && r != -EINTR) return 1;
+        if (r <= 0) continue;
+        if (fds[1].revents) {
+            char done = 0;
+            return sr_sys->read(ends[0], &done, 1) == 1 && done ? 0 : 1;
+        }
+        if (fds[0].revents) {
+            SR_FD client = sr_sys->accept(FD_LISTENER);
+            if (client >= 0) serve(client);
+        }
+    }
+}
+
+/* A name may by now belong to a newer generation: remove only what is ours. The socket's name has
+ * the region's random identity in it; of the segments, compare the inode. */
+static void remove_names(char **names, int count)
+{
+    SR_FD dir = sr_sys->openat(AT_FDCWD, SR_SHM_DIR, O_RDONLY | O_DIRECTORY, 0);
+    if (dir < 0) return;
+    const int ours[] = {FD_CATALOG, FD_MEMBERS};
+    for (int i = 0; i < count; i++) {
+        struct stat named, st;
+        if (sr_sys->fstatat(dir, names[i], &named, AT_SYMLINK_NOFOLLOW) < 0) continue;
+        bool mine = S_ISSOCK(named.st_mode) && named.st_uid == keeper.uid;
+        for (size_t k = 0; k < SR_ARRAY_LEN(ours); k++)
+            mine |= sr_sys->fstat(ours[k], &st) == 0 && st.st_ino == named.st_ino && st.st_dev == named.st_dev;
+        if (mine) sr_sys->unlinkat(dir, names[i], 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct stat st;
+    if (argc < 5 || sr_sys->fstat(FD_MEMBERS, &st) < 0) return 2;
+    keeper.rows = (unsigned)strtoul(argv[2], NULL, 10);
+    keeper.mode = (unsigned)strtoul(argv[3], NULL, 8);
+    keeper.uid = st.st_uid;
+    keeper.gid = st.st_gid;
+    prctl(PR_SET_NAME, "sr-keeper");
+    int status = run(strcmp(argv[4], "persist") == 0);
+    if (status == 0) remove_names(argv + 5, argc - 5);
+    return status;
+}

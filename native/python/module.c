@@ -1,0 +1,106 @@
+/* module: sharedregion._native. */
+#include "sr_python.h"
+
+struct srp_types srp_types;
+
+static PyObject *native_unlink(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    unsigned long owner = SR_NO_OWNER;
+    if (!PyArg_ParseTuple(args, "s|k", &name, &owner)) return NULL;
+    struct sr_error e = {0};
+    if (sr_region_unlink(name, (uint32_t)owner, &e) < 0) return srp_raise(&e);
+    Py_RETURN_NONE;
+}
+
+static PyObject *native_reclaim(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    int look = 0;
+    if (!PyArg_ParseTuple(args, "s|p", &name, &look)) return NULL;
+    struct sr_error e = {0};
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_region_reclaim(name, look, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : PyBool_FromLong(got);
+}
+
+/* peek(name) -> {...} of the head, and whether a member lives */
+static PyObject *native_peek(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+    struct sr_error e = {0};
+    struct sr_head h;
+    bool live;
+    if (sr_region_peek(name, &h, &live, &e) < 0) return srp_raise(&e);
+    const struct sr_backend *b = sr_backend_of_kind(h.hd_kind);
+    return Py_BuildValue("{sssKsKsssssIsIsKsOs(KKKK)}", "name", h.hd_name, "size", (unsigned long long)h.hd_size, "mapped",
+                         (unsigned long long)h.hd_mapped, "backend", b->name, "reason", h.hd_reason, "flags", h.hd_flags, "uid", h.hd_uid,
+                         "created_ns", (unsigned long long)h.hd_created_ns, "live", live ? Py_True : Py_False, "files",
+                         (unsigned long long)h.hd_data_dev, (unsigned long long)h.hd_data_ino, (unsigned long long)h.hd_members_dev,
+                         (unsigned long long)h.hd_members_ino);
+}
+
+static PyObject *native_check_name(PyObject *module, PyObject *name)
+{
+    (void)module;
+    Py_ssize_t len;
+    const char *text = PyUnicode_AsUTF8AndSize(name, &len);
+    if (text == NULL) return NULL;
+    struct sr_error e = {0};
+    if (sr_region_check_name(text, (size_t)len, &e) < 0) return srp_raise(&e);
+    Py_RETURN_NONE;
+}
+
+static PyObject *native_settle(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    srp_settle();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"settle", native_settle, METH_NOARGS, NULL},
+    {"unlink", native_unlink, METH_VARARGS, NULL},
+    {"reclaim", native_reclaim, METH_VARARGS, NULL},
+    {"peek", native_peek, METH_VARARGS, NULL},
+    {"check_name", native_check_name, METH_O, NULL},
+    {"locate", srp_locate, METH_VARARGS, NULL},
+    {0},
+};
+
+static int add_type(PyObject *module, PyTypeObject **slot, PyTypeObject *type)
+{
+    *slot = type;
+    return type == NULL ? -1 : PyModule_AddType(module, type);
+}
+
+static int fill(PyObject *module)
+{
+    if (srp_errors_init() < 0 || srp_arrays_init() < 0) return -1;
+    if (add_type(module, &srp_types.region, srp_region_type()) < 0 || add_type(module, &srp_types.pin, srp_pin_type()) < 0 ||
+        add_type(module, &srp_types.draft, srp_draft_type()) < 0 || add_type(module, &srp_types.segment, srp_segment_type()) < 0 ||
+        add_type(module, &srp_types.mapping, srp_mapping_type()) < 0)
+        return -1;
+    const struct { const char *name; long value; } numbers[] = {
+        {"FORMAT_VERSION", SR_FORMAT_VERSION}, {"NAME_MAX", SR_REGION_NAME_MAX}, {"OBJECT_NAME_MAX", SR_OBJECT_NAME_MAX},
+        {"MUTABLE", SR_ENTRY_MUTABLE}, {"SEALED", SR_STATE_SEALED}, {"PERSIST", SR_HEAD_PERSIST}, {"KEPT", SR_HEAD_KEPT},
+        {"COMMITTED", SR_HEAD_COMMITTED},
+    };
+    for (size_t i = 0; i < SR_ARRAY_LEN(numbers); i++)
+        if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0) return -1;
+    return PyModule_AddStringConstant(module, "SHM_DIR", SR_SHM_DIR);
+}
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    static struct PyModuleDef def = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, functions, NULL, NULL, NULL, NULL};
+    PyObject *module = PyModule_Create(&def);
+    if (module && fill(module) < 0) Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,597 @@
+/* region: a member's handle. The Python class Region derives from it, so that region[name] of an
+ * array is one call into C. */
+#include "sr_python.h"
+
+#include <structmember.h>
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+static PyObject *closed_error(void)
+{
+    struct sr_error e;
+    sr_fail(&e, SR_E_CLOSED, 0, "the region is closed");
+    return srp_raise(&e);
+}
+
+struct sr_region *srp_open(srp_region *self)
+{
+    if (self->r && !self->closed) return self->r;
+    closed_error();
+    return NULL;
+}
+
+static void give_back(srp_region *self)
+{
+    struct sr_region *r = self->r;
+    self->r = NULL;
+    if (r == NULL) return;
+    Py_BEGIN_ALLOW_THREADS
+    sr_region_close(r);
+    Py_END_ALLOW_THREADS
+}
+
+void srp_region_pin_added(srp_region *self) { self->pins++; }
+
+/* Handles that nothing in this process looks at any more, but whose row holds tickets of references
+ * under way. */
+static PyObject *lingering;
+
+void srp_settle(void)
+{
+    for (Py_ssize_t i = lingering ? PyList_Size(lingering) : 0; i-- > 0;) {
+        srp_region *waiting = (srp_region *)PyList_GetItem(lingering, i);
+        if (waiting->r && sr_tickets_open(waiting->r)) continue;
+        Py_INCREF((PyObject *)waiting);
+        PySequence_DelItem(lingering, i);
+        if (waiting->closed && waiting->pins == 0) give_back(waiting);
+        Py_DECREF((PyObject *)waiting);
+        if (i > PyList_Size(lingering)) i = PyList_Size(lingering);
+    }
+}
+
+/* Kept alive by the caller's reference. Arrays outlive close(); with the last of them it is carried
+ * out, unless references are under way. */
+void srp_region_pin_dropped(srp_region *self)
+{
+    if (--self->pins > 0 || self->r == NULL) return;
+    if (sr_tickets_open(self->r)) {
+        if (lingering == NULL) lingering = PyList_New(0);
+        if (lingering && PySequence_Contains(lingering, (PyObject *)self) == 0) PyList_Append(lingering, (PyObject *)self);
+        PyErr_Clear();
+        return;
+    }
+    if (self->closed) give_back(self);
+}
+
+static PyObject *make(PyTypeObject *type, struct sr_region *r)
+{
+    PyObject *(*alloc)(PyTypeObject *, Py_ssize_t) = (PyObject *(*)(PyTypeObject *, Py_ssize_t))PyType_GetSlot(type, Py_tp_alloc);
+    srp_region *self = (srp_region *)alloc(type, 0);
+    if (self == NULL) {
+        sr_region_close(r);
+        return NULL;
+    }
+    self->r = r;
+    return (PyObject *)self;
+}
+
+static PyObject *region_create(PyObject *cls, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"name", "size", "backend", "place", "mode", "persist", "replace", "commit_all", "reason", "keeper", NULL};
+    struct sr_region_spec spec = {0};
+    const char *backend, *place;
+    unsigned long long size;
+    int persist, replace, commit_all;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "sKssIpppzz", names, &spec.name, &size, &backend, &place, &spec.mode,
+                                     &persist, &replace, &commit_all, &spec.reason, &spec.keeper))
+        return NULL;
+    spec.size = size;
+    spec.persist = persist;
+    spec.replace = replace;
+    spec.commit_all = commit_all;
+    spec.place = strcmp(place, "memfd") == 0 ? SR_PLACE_MEMFD : SR_PLACE_SHM_DIR;
+    spec.backend = sr_backend_of_name(backend);
+    if (spec.backend == NULL) return PyErr_Format(PyExc_ValueError, "unknown kind of memory '%s'", backend);
+    struct sr_error e = {0};
+    struct sr_region *r;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_create(&r, &spec, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : make((PyTypeObject *)cls, r);
+}
+
+static PyObject *region_attach(PyObject *cls, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"name", "writable", "owner", NULL};
+    const char *name;
+    int writable;
+    unsigned long owner = SR_NO_OWNER;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "sp|k", names, &name, &writable, &owner)) return NULL;
+    struct sr_error e = {0};
+    struct sr_region *r;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_attach(&r, name, writable, (uint32_t)owner, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : make((PyTypeObject *)cls, r);
+}
+
+static void region_dealloc(PyObject *object)
+{
+    srp_region *self = (srp_region *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
+    if (self->weakrefs) PyObject_ClearWeakRefs(object);
+    give_back(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+static int region_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+static PyObject *region_close(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    srp_region *self = (srp_region *)object;
+    if (!self->closed) {
+        self->closed = true;
+        self->pins++;
+        srp_region_pin_dropped(self);
+        srp_settle();
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *region_retire(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    srp_region *self = (srp_region *)object;
+    if (self->r) {
+        Py_BEGIN_ALLOW_THREADS
+        sr_region_retire(self->r);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+/* --- names ------------------------------------------------------------------------------------ */
+
+static const char *name_of(PyObject *name, Py_ssize_t *len)
+{
+    if (!PyUnicode_Check(name)) {
+        PyErr_Format(PyExc_TypeError, "an object's name is a str, not %R", (PyObject *)Py_TYPE(name));
+        return NULL;
+    }
+    return PyUnicode_AsUTF8AndSize(name, len);
+}
+
+/* name, type, flags, meta -> a desc that borrows from the arguments. */
+static int desc_of(PyObject *name, int type, int flags, const char *meta, Py_ssize_t meta_len, uint64_t len, struct sr_desc *d)
+{
+    Py_ssize_t name_len;
+    const char *text = name_of(name, &name_len);
+    if (text == NULL) return -1;
+    *d = (struct sr_desc){
+        .name = text, .meta = (const uint8_t *)meta, .len = len,
+        .name_len = (uint16_t)sr_min((uint64_t)name_len, UINT16_MAX), .meta_len = (uint16_t)sr_min((uint64_t)meta_len, UINT16_MAX),
+        .type = (uint8_t)type, .flags = (uint8_t)flags,
+    };
+    return 0;
+}
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
+/* An array, or what _decode(type, flags, meta, pin) makes of it. */
+static PyObject *result_of(srp_region *self, const struct sr_found *f)
+{
+    PyObject *pin = srp_pin_new(self, f);
+    if (pin == NULL) return NULL;
+    const srp_pin *p = (const srp_pin *)pin;
+    PyObject *result = NULL;
+    if (f->type == SRP_TYPE_NDARRAY) result = srp_array_of(pin, f, p->at, p->writable);
+    if (f->type != SRP_TYPE_NDARRAY || result == Py_NotImplemented) {
+        Py_XDECREF(result);
+        PyObject *meta = PyBytes_FromStringAndSize((const char *)f->text + f->name_len, f->meta_len);
+        result = meta ? PyObject_CallMethod((PyObject *)self, "_decode", "iiOO", f->type, f->flags, meta, pin) : NULL;
+        Py_XDECREF(meta);
+    }
+    Py_DECREF(pin);
+    return result;
+}
+
+static PyObject *region_subscript(PyObject *object, PyObject *key)
+{
+    srp_region *self = (srp_region *)object;
+    struct sr_region *r = srp_open(self);
+    if (r == NULL) return NULL;
+    Py_ssize_t len;
+    const char *name = name_of(key, &len);
+    if (name == NULL) return NULL;
+    struct sr_error e;
+    struct sr_found f;
+    return sr_catalog_get(r, name, (size_t)len, true, &f, &e) < 0 ? srp_raise(&e) : result_of(self, &f);
+}
+
+static PyObject *region_get_exact(PyObject *object, PyObject *args)
+{
+    srp_region *self = (srp_region *)object;
+    unsigned entry;
+    unsigned long long seq;
+    struct sr_region *r = srp_open(self);
+    if (r == NULL || !PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
+    struct sr_error e;
+    struct sr_found f;
+    if (sr_catalog_get_exact(r, entry, seq, &f, &e) < 0) return srp_raise(&e);
+    return srp_pin_new(self, &f);
+}
+
+static int region_contains(PyObject *object, PyObject *key)
+{
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL) return -1;
+    if (!PyUnicode_Check(key)) return 0;
+    Py_ssize_t len;
+    const char *name = name_of(key, &len);
+    if (name == NULL) return -1;
+    struct sr_error e;
+    struct sr_found f;
+    int got = sr_catalog_get(r, name, (size_t)len, false, &f, &e);
+    if (got == SR_E_NO_OBJECT) return 0;
+    if (got < 0) return srp_raise(&e), -1;
+    return 1;
+}
+
+static PyObject *found_tuple(const struct sr_found *f)
+{
+    return Py_BuildValue("(s#iiy#KKKII)", f->text, (Py_ssize_t)f->name_len, f->type, f->flags, f->text + f->name_len, (Py_ssize_t)f->meta_len,
+                         (unsigned long long)f->len, (unsigned long long)f->seq, (unsigned long long)f->version, f->entry, f->block);
+}
+
+/* _info(name) -> (name, type, flags, meta, nbytes, seq, version, entry, block) */
+static PyObject *region_info(PyObject *object, PyObject *key)
+{
+    struct sr_region *r = srp_open((srp_region *)object);
+    Py_ssize_t len;
+    const char *name = r ? name_of(key, &len) : NULL;
+    if (name == NULL) return NULL;
+    struct sr_error e;
+    struct sr_found f;
+    return sr_catalog_get(r, name, (size_t)len, false, &f, &e) < 0 ? srp_raise(&e) : found_tuple(&f);
+}
+
+/* _list() -> [_info(...), ...], unordered */
+static PyObject *region_list(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = srp_open((srp_region *)object);
+    PyObject *list = r ? PyList_New(0) : NULL;
+    if (list == NULL) return NULL;
+    struct sr_error e = {0};
+    struct sr_found f;
+    uint32_t cursor = 0;
+    int got;
+    while ((got = sr_catalog_next(r, &cursor, &f, &e)) == 0) {
+        PyObject *item = found_tuple(&f);
+        if (item == NULL || PyList_Append(list, item) < 0) {
+            Py_XDECREF(item);
+            Py_DECREF(list);
+            return NULL;
+        }
+        Py_DECREF(item);
+    }
+    if (got == SR_E_NO_OBJECT) return list;
+    Py_DECREF(list);
+    return srp_raise(&e);
+}
+
+/* --- writing ---------------------------------------------------------------------------------- */
+
+/* _put(name, type, flags, meta, buffer) -> seq */
+static PyObject *region_put(PyObject *object, PyObject *args)
+{
+    PyObject *name;
+    int type, flags;
+    Py_buffer meta, data;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL || !PyArg_ParseTuple(args, "Uiiy*y*", &name, &type, &flags, &meta, &data)) return NULL;
+    struct sr_desc d;
+    struct sr_error e = {0};
+    uint64_t seq = 0;
+    int got = 0;
+    bool described = desc_of(name, type, flags, meta.buf, meta.len, (uint64_t)data.len, &d) == 0;
+    if (described) {
+        Py_BEGIN_ALLOW_THREADS
+        got = sr_catalog_put(r, &d, data.buf, &seq, &e);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&meta);
+    PyBuffer_Release(&data);
+    if (!described) return NULL;
+    return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(seq);
+}
+
+/* _begin(name, type, flags, meta, nbytes) -> Draft */
+static PyObject *region_begin(PyObject *object, PyObject *args)
+{
+    PyObject *name;
+    int type, flags;
+    const char *meta;
+    Py_ssize_t meta_len;
+    unsigned long long nbytes;
+    srp_region *self = (srp_region *)object;
+    struct sr_region *r = srp_open(self);
+    if (r == NULL || !PyArg_ParseTuple(args, "Uiiy#K", &name, &type, &flags, &meta, &meta_len, &nbytes)) return NULL;
+    struct sr_desc d;
+    if (desc_of(name, type, flags, meta, meta_len, nbytes, &d) < 0) return NULL;
+    struct sr_error e = {0};
+    struct sr_draft draft;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_draft_begin(r, &d, &draft, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : srp_draft_new(self, &d, &draft);
+}
+
+static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value)
+{
+    if (value != NULL) {
+        PyObject *done = PyObject_CallMethod(object, "put", "OO", key, value);
+        Py_XDECREF(done);
+        return done ? 0 : -1;
+    }
+    struct sr_region *r = srp_open((srp_region *)object);
+    Py_ssize_t len;
+    const char *name = r ? name_of(key, &len) : NULL;
+    if (name == NULL) return -1;
+    struct sr_error e = {0};
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_delete(r, name, (size_t)len, 0, &e);
+    Py_END_ALLOW_THREADS
+    if (got < 0) return srp_raise(&e), -1;
+    return 0;
+}
+
+static PyObject *region_publish(PyObject *object, PyObject *key)
+{
+    struct sr_region *r = srp_open((srp_region *)object);
+    Py_ssize_t len;
+    const char *name = r ? name_of(key, &len) : NULL;
+    if (name == NULL) return NULL;
+    struct sr_error e = {0};
+    uint64_t version;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_bump(r, name, (size_t)len, &version, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(version);
+}
+
+/* _wait(name, newer_than, slice_ns) -> version or None: a slice is over, look at signals */
+static PyObject *region_wait(PyObject *object, PyObject *args)
+{
+    PyObject *key;
+    unsigned long long newer_than, slice;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL || !PyArg_ParseTuple(args, "UKK", &key, &newer_than, &slice)) return NULL;
+    Py_ssize_t len;
+    const char *name = name_of(key, &len);
+    if (name == NULL) return NULL;
+    struct sr_error e = {0};
+    uint64_t version;
+    int got;
+    srp_region_pin_added((srp_region *)object);    /* close() in another thread must not unmap under the wait */
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_wait(r, name, (size_t)len, newer_than, slice, &version, &e);
+    Py_END_ALLOW_THREADS
+    srp_region_pin_dropped((srp_region *)object);
+    if (got < 0) return srp_raise(&e);
+    if (got == 1) Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(version);
+}
+
+/* --- the rest --------------------------------------------------------------------------------- */
+
+static PyObject *simple(PyObject *object, int (*work)(struct sr_region *, struct sr_error *))
+{
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL) return NULL;
+    struct sr_error e = {0};
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = work(r, &e);
+    Py_END_ALLOW_THREADS
+    if (got < 0) return srp_raise(&e);
+    Py_RETURN_NONE;
+}
+
+static PyObject *region_seal(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_seal); }
+static PyObject *region_sweep(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_sweep); }
+static PyObject *region_check(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_check); }
+static PyObject *region_repair(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_repair); }
+
+static PyObject *region_trim(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL) return NULL;
+    struct sr_error e = {0};
+    uint64_t bytes;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_trim(r, &bytes, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(bytes);
+}
+
+static PyObject *region_stats(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL) return NULL;
+    struct sr_stats s;
+    sr_catalog_stats(r, &s);
+    return Py_BuildValue("{sKsKsKsKsIsIsIsIsIsI}", "size", (unsigned long long)s.size, "used", (unsigned long long)s.used,
+                         "largest", (unsigned long long)s.largest, "committed", (unsigned long long)s.committed, "objects", s.objects,
+                         "limbo", s.limbo, "pending", s.pending, "members", s.members, "recoveries", s.recoveries, "flags", s.flags);
+}
+
+/* _members() -> [(row, pid, uid, writer, joined_ns, pins), ...] of the living */
+static PyObject *region_members(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = srp_open((srp_region *)object);
+    PyObject *list = r ? PyList_New(0) : NULL;
+    if (list == NULL) return NULL;
+    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
+    for (uint32_t n = 0; n < high; n++) {
+        if (sr_sys_held(r->members_fd, n, 1) <= 0) continue;
+        struct sr_row *row = sr_row(r, n);
+        uint32_t pins = 0, pins_high = atomic_load(&row->row_pins_high);
+        for (uint32_t k = 0; k < sr_min(pins_high, SR_ROW_PINS); k++) pins += atomic_load(&row->row_pins[k]) != 0;
+        PyObject *item = Py_BuildValue("(IIIOKI)", n, row->row_pid, row->row_uid,
+                                       atomic_load(&row->row_access) == SR_ROW_WRITER ? Py_True : Py_False,
+                                       (unsigned long long)row->row_joined_ns, pins);
+        if (item == NULL || PyList_Append(list, item) < 0) {
+            Py_XDECREF(item);
+            Py_DECREF(list);
+            return NULL;
+        }
+        Py_DECREF(item);
+    }
+    return list;
+}
+
+static PyObject *region_head(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    srp_region *self = (srp_region *)object;
+    if (self->r == NULL) return closed_error();
+    const struct sr_head *h = &self->r->head;
+    struct stat st = {0};
+    sr_sys->fstat(self->r->members_fd, &st);
+    return Py_BuildValue("{sssKsKsssssy#sIsIsIsKs(KKKK)}", "name", self->r->name, "size", (unsigned long long)h->hd_size, "mapped",
+                         (unsigned long long)h->hd_mapped, "backend", self->r->backend->name, "reason", h->hd_reason, "id",
+                         (const char *)h->hd_id, (Py_ssize_t)sizeof h->hd_id, "generation", h->hd_generation, "flags", h->hd_flags, "uid", h->hd_uid,
+                         "created_ns", (unsigned long long)h->hd_created_ns, "files", (unsigned long long)h->hd_data_dev,
+                         (unsigned long long)h->hd_data_ino, (unsigned long long)h->hd_members_dev, (unsigned long long)h->hd_members_ino);
+}
+
+/* _data() -> (address, mapped length) */
+static PyObject *region_data(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL) return NULL;
+    return Py_BuildValue("(KKO)", (unsigned long long)(uintptr_t)r->data.at, (unsigned long long)r->data.len, r->writable ? Py_True : Py_False);
+}
+
+static PyObject *region_uncommitted(PyObject *object, PyObject *args)
+{
+    unsigned long long off, len;
+    struct sr_region *r = srp_open((srp_region *)object);
+    if (r == NULL || !PyArg_ParseTuple(args, "KK", &off, &len)) return NULL;
+    if (!sr_range_ok(off, len, r->head.hd_size)) return PyErr_Format(PyExc_ValueError, "outside the region");
+    return PyLong_FromUnsignedLongLong(sr_region_uncommitted(r, (sr_off){off}, len));
+}
+
+/* _ticket(block) -> row; _claim(row, block) */
+static PyObject *region_ticket(PyObject *object, PyObject *args)
+{
+    unsigned block;
+    struct sr_region *r = ((srp_region *)object)->r;
+    if (r == NULL) return closed_error();
+    if (!PyArg_ParseTuple(args, "I", &block)) return NULL;
+    struct sr_error e;
+    uint32_t row;
+    return sr_ticket_issue(r, block, &row, &e) < 0 ? srp_raise(&e) : PyLong_FromUnsignedLong(row);
+}
+
+static PyObject *region_claim(PyObject *object, PyObject *args)
+{
+    unsigned row, block;
+    struct sr_region *r = ((srp_region *)object)->r;
+    if (r == NULL) return closed_error();
+    if (!PyArg_ParseTuple(args, "II", &row, &block)) return NULL;
+    sr_ticket_claim(r, row, block);
+    Py_RETURN_NONE;
+}
+
+static PyObject *region_tickets(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct sr_region *r = ((srp_region *)object)->r;
+    return PyLong_FromUnsignedLong(r ? sr_tickets_open(r) : 0);
+}
+
+static PyObject *region_get_closed(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->closed || ((srp_region *)o)->r == NULL); }
+static PyObject *region_get_writable(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->r && ((srp_region *)o)->r->writable); }
+static PyObject *region_get_held(PyObject *o, void *u) { (void)u; return PyLong_FromSsize_t(((srp_region *)o)->pins); }
+static Py_ssize_t region_length(PyObject *object)
+{
+    struct sr_region *r = srp_open((srp_region *)object);
+    return r ? (Py_ssize_t)sr_state(r)->st_objects : -1;
+}
+
+static PyMethodDef methods[] = {
+    {"_create", (PyCFunction)(void (*)(void))region_create, METH_VARARGS | METH_KEYWORDS | METH_CLASS, NULL},
+    {"_attach", (PyCFunction)(void (*)(void))region_attach, METH_VARARGS | METH_KEYWORDS | METH_CLASS, NULL},
+    {"close", region_close, METH_NOARGS, NULL},
+    {"publish", region_publish, METH_O, NULL},
+    {"_retire", region_retire, METH_NOARGS, NULL},
+    {"_get_exact", region_get_exact, METH_VARARGS, NULL},
+    {"_info", region_info, METH_O, NULL},
+    {"_list", region_list, METH_NOARGS, NULL},
+    {"_put", region_put, METH_VARARGS, NULL},
+    {"_begin", region_begin, METH_VARARGS, NULL},
+    {"_wait", region_wait, METH_VARARGS, NULL},
+    {"_seal", region_seal, METH_NOARGS, NULL},
+    {"_sweep", region_sweep, METH_NOARGS, NULL},
+    {"_check", region_check, METH_NOARGS, NULL},
+    {"_repair", region_repair, METH_NOARGS, NULL},
+    {"_trim", region_trim, METH_NOARGS, NULL},
+    {"_stats", region_stats, METH_NOARGS, NULL},
+    {"_members", region_members, METH_NOARGS, NULL},
+    {"_head", region_head, METH_NOARGS, NULL},
+    {"_data", region_data, METH_NOARGS, NULL},
+    {"_uncommitted", region_uncommitted, METH_VARARGS, NULL},
+    {"_ticket", region_ticket, METH_VARARGS, NULL},
+    {"_claim", region_claim, METH_VARARGS, NULL},
+    {"_tickets", region_tickets, METH_NOARGS, NULL},
+    {0},
+};
+static PyGetSetDef getset[] = {
+    {"closed", region_get_closed, NULL, NULL, NULL},
+    {"writable", region_get_writable, NULL, NULL, NULL},
+    {"_held", region_get_held, NULL, NULL, NULL},
+    {0},
+};
+static PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(srp_region, weakrefs), READONLY, NULL},
+    {0},
+};
+
+PyTypeObject *srp_region_type(void)
+{
+    static PyType_Slot slots[] = {
+        {Py_tp_dealloc, region_dealloc},
+        {Py_tp_traverse, region_traverse},
+        {Py_tp_methods, methods},
+        {Py_tp_getset, getset},
+        {Py_tp_members, members},
+        {Py_mp_subscript, region_subscript},
+        {Py_mp_ass_subscript, region_ass_subscript},
+        {Py_mp_length, region_length},
+        {Py_sq_contains, region_contains},
+        {0, NULL},
+    };
+    static PyType_Spec spec = {"sharedregion._native.RegionHandle", sizeof(srp_region), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+    return (PyTypeObject *)PyType_FromSpec(&spec);
+}

@@ -1,0 +1,76 @@
+/* python: the binding. Limited API (3.11), one file per Python type.
+ *
+ * Room 6. What is here turns arguments into the structs of the rooms below and codes into
+ * exceptions; it holds no policy and no state of its own but the types. Public documentation stands
+ * in sharedregion/_native.pyi.
+ */
+#ifndef SR_PYTHON_H
+#define SR_PYTHON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "sr_catalog.h"
+
+/* One per process: the module is not made for subinterpreters. */
+struct srp_types {
+    PyTypeObject *region, *pin, *draft, *segment, *mapping;
+};
+extern struct srp_types srp_types;
+
+typedef struct srp_region {
+    PyObject_HEAD
+    struct sr_region *r;        /* NULL once everything is given back            */
+    Py_ssize_t pins;            /* Pin and Draft objects that refer to it        */
+    bool closed;                /* close() was called                            */
+    PyObject *weakrefs;
+} srp_region;
+
+/* Holds a block: the base of every array that looks at it. */
+typedef struct srp_pin {
+    PyObject_HEAD
+    srp_region *region;
+    struct srp_pin *next, **link;    /* all pins of this process, to find one by address */
+    unsigned char *at;
+    uint64_t len, seq;
+    uint32_t entry, block;
+    uint8_t flags, writable;
+} srp_pin;
+
+/* errors.c */
+int srp_errors_init(void);
+/* Set the exception for e and return NULL. */
+PyObject *srp_raise(const struct sr_error *e);
+
+/* region.c */
+PyTypeObject *srp_region_type(void);
+/* The handle if it is open; NULL with RegionClosed set. */
+struct sr_region *srp_open(srp_region *self);
+void srp_region_pin_added(srp_region *region);
+void srp_region_pin_dropped(srp_region *region);
+/* Let go of handles whose references have all arrived. */
+void srp_settle(void);
+
+/* pin.c */
+PyTypeObject *srp_pin_type(void);
+/* Takes over one hold of f->block. On failure the hold is dropped. */
+PyObject *srp_pin_new(srp_region *region, const struct sr_found *f);
+PyObject *srp_locate(PyObject *module, PyObject *args);
+
+/* draft.c */
+PyTypeObject *srp_draft_type(void);
+PyObject *srp_draft_new(srp_region *region, const struct sr_desc *desc, const struct sr_draft *draft);
+
+/* segment.c */
+PyTypeObject *srp_segment_type(void);
+PyTypeObject *srp_mapping_type(void);
+
+/* arrays.c: the only file that includes NumPy's headers */
+int srp_arrays_init(void);
+/* An ndarray over a pin as the metadata says; NotImplemented if the metadata is not of the plain
+ * kind and Python has to read it. */
+PyObject *srp_array_of(PyObject *pin, const struct sr_found *f, const unsigned char *at, bool writable);
+
+#define SRP_TYPE_NDARRAY 1
+
+#endif

@@ -1,0 +1,243 @@
+/* create: making the segments and giving them their names.
+ *
+ * Nothing has a name until it is complete. Then members and data are linked, and the catalog last:
+ * from that moment the region exists. A replacement gives its members and data the names of the
+ * next generation and renames its catalog over the old one, one step that cannot be half done.
+ * Files without a catalog are those of a maker at work, which holds its row, or of a dead one.
+ */
+#define _GNU_SOURCE
+#include "sr_region.h"
+#include "sr_region_private.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#define GRANULES_MAX (UINT64_C(1) << 20)    /* 128 KiB of commit map at most */
+
+static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
+{
+    const struct sr_backend *b = spec->backend;
+    *h = (struct sr_head){
+        .hd_magic = SR_CATALOG_MAGIC,
+        .hd_version = SR_FORMAT_VERSION,
+        .hd_stamp = SR_BUILD_STAMP,
+        .hd_size = spec->size,
+        .hd_mapped = sr_backend_padded(b, spec->size),
+        .hd_kind = b->kind,
+        .hd_generation = 1,
+        .hd_created_ns = sr_sys_wall(),
+        .hd_uid = sr_sys_uid(),
+        .hd_mode = spec->mode,
+        .hd_granule = b->granule,
+        .hd_rows = SR_ROWS_MAX,
+    };
+    h->hd_flags = (spec->persist ? SR_HEAD_PERSIST : 0) | (spec->commit_all ? SR_HEAD_COMMITTED : 0) |
+                  (b->nameless || spec->place == SR_PLACE_MEMFD ? SR_HEAD_KEPT : 0);
+    while (h->hd_mapped / h->hd_granule > GRANULES_MAX) h->hd_granule *= 2;
+    h->hd_gen0 = SR_COMMIT_MAP_AT + sr_align_up(h->hd_mapped / h->hd_granule / 8 + 8, SR_PAGE);
+    /* Bytes are the limit, not entries: one for each smallest block, and some for long names. */
+    uint64_t entries = spec->size / SR_BLOCK_UNIT + 1024;
+    while (h->hd_gens < SR_GEN_MAX && sr_entries_limit(h->hd_gens) < entries) h->hd_gens++;
+    h->hd_catalog_size = sr_gen_at(h->hd_gen0, h->hd_gens);
+    if (h->hd_catalog_size > SR_LARGE_PAGE) h->hd_catalog_size = sr_align_up(h->hd_catalog_size, SR_LARGE_PAGE);
+    h->hd_name_len = (uint32_t)strlen(spec->name);
+    memcpy(h->hd_name, spec->name, h->hd_name_len);
+    if (spec->reason) snprintf(h->hd_reason, sizeof h->hd_reason, "%s", spec->reason);
+}
+
+static int make_members(struct sr_region *r, int dir, unsigned mode, struct sr_error *e)
+{
+    uint64_t size = SR_PAGE * (1 + (uint64_t)r->head.hd_rows);
+    /* Whoever may read the region writes here: pins are how readers hold what they look at. */
+    unsigned open_to = (mode & 0666) | ((mode & 0444) >> 1);
+    r->members_fd = sr_sys_shm_unnamed(dir, size, 2 * SR_PAGE, open_to);
+    if (r->members_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->members_fd, SR_SHM_DIR " has no room for the members segment");
+    int got = sr_region__map_small(r->members_fd, size, true, &r->members, e);
+    if (got < 0) return got;
+    struct sr_members_head *m = sr_members(r);
+    m->mh_magic = SR_MEMBERS_MAGIC;
+    m->mh_version = SR_FORMAT_VERSION;
+    m->mh_stamp = SR_BUILD_STAMP;
+    memcpy(m->mh_id, r->head.hd_id, sizeof m->mh_id);
+    m->mh_rows = r->head.hd_rows;
+    m->mh_crc = sr_crc32c(0, m, offsetof(struct sr_members_head, mh_crc));
+    return 0;
+}
+
+static int make_catalog(struct sr_region *r, int dir, unsigned mode, struct sr_error *e)
+{
+    r->catalog_fd = sr_sys_shm_unnamed(dir, r->head.hd_catalog_size, r->head.hd_gen0 + SR_GEN_UNIT, mode);
+    if (r->catalog_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->catalog_fd, SR_SHM_DIR " has no room for the catalog segment");
+    int got = sr_region__map_small(r->catalog_fd, r->head.hd_catalog_size, true, &r->catalog, e);
+    if (got < 0) return got;
+    struct sr_state *s = sr_state(r);
+    s->st_entries_high = s->st_blocks_high = 1;
+    s->st_entries_committed = SR_GEN_ENTRIES;
+    s->st_blocks_committed = SR_GEN_BLOCKS;
+    return 0;
+}
+
+static int make_data(struct sr_region *r, int dir, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    r->data_fd = r->backend->make(spec->place, dir, r->head.hd_mapped, spec->mode, e);
+    if (r->data_fd < 0) return r->data_fd;
+    int got = r->backend->map(r->data_fd, r->head.hd_mapped, true, &r->data, e);
+    if (got < 0 || !spec->commit_all) return got;
+    uint64_t all = sr_min(sr_align_up(spec->size, r->backend->granule), r->head.hd_mapped);
+    got = r->backend->commit(r->data_fd, &r->data, 0, all, e);
+    if (got == SR_E_FULL)
+        return sr_fail(e, SR_E_UNAVAILABLE, -(e ? e->sys_errno : ENOSPC), "%llu bytes of %s memory are not to be had",
+                       (unsigned long long)all, r->backend->name);
+    return got;
+}
+
+static int note_file(int fd, uint64_t *dev, uint64_t *ino, struct sr_error *e)
+{
+    struct stat st;
+    int got = sr_sys->fstat(fd, &st);
+    if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "a new segment cannot be examined");
+    *dev = st.st_dev;
+    *ino = st.st_ino;
+    return 0;
+}
+
+static int make_all(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    SR_FD dir = sr_region__open_dir(e);
+    if (dir < 0) return dir;
+    plan_head(&r->head, spec);
+    r->backend = spec->backend;
+    r->writable = true;
+    int got = sr_sys->getrandom(r->head.hd_id, sizeof r->head.hd_id);
+    if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "no random numbers are to be had");
+    got = make_members(r, dir, spec->mode, e);
+    if (got == 0) got = make_catalog(r, dir, spec->mode, e);
+    if (got == 0) got = make_data(r, dir, spec, e);
+    if (got == 0) got = note_file(r->members_fd, &r->head.hd_members_dev, &r->head.hd_members_ino, e);
+    if (got == 0) got = note_file(r->data_fd, &r->head.hd_data_dev, &r->head.hd_data_ino, e);
+    if (got == 0) got = sr_member_join(r, e);
+    r->open = got == 0;
+    return got;
+}
+
+int sr_region_make(struct sr_region **out, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    int got = sr_region_check_name(spec->name, strlen(spec->name), e);
+    if (got < 0) return got;
+    if (spec->size == 0 || sr_backend_padded(spec->backend, spec->size) > INT64_MAX / 2)
+        return sr_fail(e, SR_E_INVALID, -EINVAL, "a region cannot have %llu bytes", (unsigned long long)spec->size);
+    struct sr_region *r = sr_region__new(spec->name, e);
+    if (r == NULL) return SR_E_NO_MEMORY;
+    got = make_all(r, spec, e);
+    if (got < 0) {
+        sr_region__free(r);
+        return got;
+    }
+    sr_region__track(r);
+    *out = r;
+    return 0;
+}
+
+/* --- names ------------------------------------------------------------------------------------ */
+
+static void write_head(struct sr_region *r)
+{
+    r->head.hd_crc = sr_crc32c(0, &r->head, offsetof(struct sr_head, hd_crc));
+    memcpy(r->catalog.at, &r->head, sizeof r->head);
+}
+
+static int start_keeper(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    char path[SR_SOCKET_PATH], socket[SR_FILE_NAME], catalog[SR_FILE_NAME], members[SR_FILE_NAME];
+    sr_region__socket_path(path, r->head.hd_id);
+    sr_region__socket_name(socket, r->head.hd_id);
+    sr_region__file_name(catalog, r->name, SR_SEGMENT_CATALOG, r->head.hd_generation);
+    sr_region__file_name(members, r->name, SR_SEGMENT_MEMBERS, r->head.hd_generation);
+    SR_FD listener = sr_keeper_listen(path, spec->mode);
+    if (listener < 0) return sr_fail(e, SR_E_UNAVAILABLE, listener, "a socket for the keeper could not be made in " SR_SHM_DIR);
+    SR_FD data_ro = sr_sys_reopen(r->data_fd, O_RDONLY);
+    SR_FD catalog_ro = sr_sys_reopen(r->catalog_fd, O_RDONLY);
+    int got = data_ro < 0 ? data_ro : catalog_ro < 0 ? catalog_ro : 0;
+    if (got == 0) {
+        struct sr_keeper_task task = {
+            .path = spec->keeper, .region = r->name, .names = {catalog, members, socket},
+            .listener = listener, .members = r->members_fd, .data_rw = r->data_fd, .data_ro = data_ro,
+            .catalog = catalog_ro, .rows = r->head.hd_rows, .mode = spec->mode, .persist = spec->persist,
+        };
+        got = spec->keeper ? sr_keeper_start(&task) : -ENOENT;
+    }
+    if (got == 0) return 0;
+    SR_FD dir = sr_region__open_dir(NULL);
+    if (dir >= 0) sr_sys->unlinkat(dir, socket, 0);
+    return sr_fail(e, SR_E_UNAVAILABLE, got, "the keeper of region '%s' could not be started", r->name);
+}
+
+/* 0, -EEXIST if a living maker has the name, or -errno. */
+static int link_segment(int dir, int fd, const struct sr_region *r, enum sr_segment segment)
+{
+    char file[SR_FILE_NAME];
+    sr_region__file_name(file, r->name, segment, r->head.hd_generation);
+    int got = sr_sys_shm_link(fd, dir, file);
+    if (got != -EEXIST) return got;
+    if (sr_region__remove_half_made(dir, r->name, r->head.hd_generation) != 1) return -EEXIST;
+    return sr_sys_shm_link(fd, dir, file);
+}
+
+/* Put the catalog in the place of whatever has its name. */
+static int rename_over(int dir, const struct sr_region *r)
+{
+    char file[SR_FILE_NAME], temporary[SR_FILE_NAME];
+    sr_region__file_name(file, r->name, SR_SEGMENT_CATALOG, 0);
+    sr_region__socket_name(temporary, r->head.hd_id);
+    memcpy(temporary + strlen(temporary) - 6, "new", 4);    /* sharedregion.<id>.new */
+    int got = sr_sys_shm_link(r->catalog_fd, dir, temporary);
+    if (got < 0) return got;
+    got = sr_sys->renameat(dir, temporary, dir, file);
+    if (got < 0) sr_sys->unlinkat(dir, temporary, 0);
+    return got;
+}
+
+static int name_segments(struct sr_region *r, int dir, bool replace)
+{
+    int got = link_segment(dir, r->members_fd, r, SR_SEGMENT_MEMBERS);
+    if (got == 0 && !(r->head.hd_flags & SR_HEAD_KEPT)) got = link_segment(dir, r->data_fd, r, SR_SEGMENT_DATA);
+    if (got == 0) got = replace ? rename_over(dir, r) : link_segment(dir, r->catalog_fd, r, SR_SEGMENT_CATALOG);
+    if (got < 0) sr_region__remove_names(dir, &r->head);
+    return got;
+}
+
+int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    SR_FD dir = sr_region__open_dir(e);
+    if (dir < 0) return dir;
+    /* What has the name now? */
+    struct sr_head old;
+    SR_FD catalog = sr_region__open_catalog(dir, r->name, false, SR_NO_OWNER, &old, e);
+    bool there = catalog >= 0 || catalog == SR_E_CORRUPT;
+    if (catalog == SR_E_DENIED)
+        return sr_fail(e, SR_E_EXISTS, -EEXIST, "a region '%s' exists and belongs to another user", r->name);
+    if (catalog < 0 && !there && catalog != SR_E_NOT_FOUND) return catalog;
+    if (catalog >= 0 && !spec->replace) {
+        if (sr_region_reclaim(r->name, false, NULL) != 1)
+            return sr_fail(e, SR_E_EXISTS, -EEXIST, "a region '%s' exists", r->name);
+        there = false;
+    }
+    if (catalog == SR_E_CORRUPT && !spec->replace)
+        return sr_fail(e, SR_E_EXISTS, -EEXIST, "a region '%s' exists, and is damaged or of another build", r->name);
+    if (there && catalog >= 0) r->head.hd_generation = old.hd_generation + 1;
+    /* Of a damaged one the generation is not known: take one that nobody will have. */
+    if (there && catalog < 0) memcpy(&r->head.hd_generation, r->head.hd_id, sizeof r->head.hd_generation);
+    if (r->head.hd_generation < 2 && there) r->head.hd_generation = 2;
+
+    write_head(r);
+    if (r->head.hd_flags & SR_HEAD_KEPT) {
+        int got = start_keeper(r, spec, e);
+        if (got < 0) return got;
+    }
+    int got = name_segments(r, dir, spec->replace && there);
+    if (got == -EEXIST) return sr_fail(e, SR_E_EXISTS, got, "a region '%s' exists or is being made", r->name);
+    if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "region '%s' could not be named", r->name);
+    /* Members of the old generation keep it; only its names go. */
+    if (there && catalog >= 0) sr_region__remove_names(dir, &old);
+    return 0;
+}

@@ -1,0 +1,114 @@
+/* reclaim: removing names, by the last member, by unlink, and after those who were killed. */
+#define _GNU_SOURCE
+#include "sr_region.h"
+#include "sr_region_private.h"
+
+#include <errno.h>
+
+void sr_region__remove_names(int dir, const struct sr_head *head)
+{
+    char file[SR_FILE_NAME];
+    /* The catalog first: without it there is no region, and what remains is told by its lock. Its
+     * name may by now be another generation's, whose members and data then have other names. */
+    sr_region__file_name(file, head->hd_name, SR_SEGMENT_CATALOG, 0);
+    struct sr_head now;
+    SR_FD catalog = sr_region__open_catalog(dir, head->hd_name, false, head->hd_uid, &now, NULL);
+    if (catalog >= 0 && memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0) sr_sys->unlinkat(dir, file, 0);
+    sr_region__file_name(file, head->hd_name, SR_SEGMENT_DATA, head->hd_generation);
+    if (!(head->hd_flags & SR_HEAD_KEPT) && sr_region__same_file(dir, file, head->hd_data_dev, head->hd_data_ino))
+        sr_sys->unlinkat(dir, file, 0);
+    sr_region__file_name(file, head->hd_name, SR_SEGMENT_MEMBERS, head->hd_generation);
+    if (sr_region__same_file(dir, file, head->hd_members_dev, head->hd_members_ino)) sr_sys->unlinkat(dir, file, 0);
+}
+
+int sr_region__remove_half_made(int dir, const char *name, uint32_t generation)
+{
+    char members[SR_FILE_NAME], data[SR_FILE_NAME];
+    sr_region__file_name(members, name, SR_SEGMENT_MEMBERS, generation);
+    sr_region__file_name(data, name, SR_SEGMENT_DATA, generation);
+    struct stat st, named;
+    SR_FD fd = sr_sys->openat(dir, members, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    if (fd == -ENOENT) {
+        /* Members are linked before data and removed after it: such data is nobody's. */
+        return sr_sys->unlinkat(dir, data, 0) == 0 ? 1 : 0;
+    }
+    if (fd < 0 || sr_sys->fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) return 0;
+    /* The maker holds its row from before it links. With the lock on all rows nobody else can be
+     * about to remove the same names. */
+    if (sr_sys_lock(fd, 0, SR_ROWS_MAX, false) < 0) return 0;
+    if (sr_sys->fstatat(dir, members, &named, AT_SYMLINK_NOFOLLOW) < 0 || named.st_ino != st.st_ino) return 0;
+    sr_sys->unlinkat(dir, data, 0);
+    return sr_sys->unlinkat(dir, members, 0) == 0 ? 1 : 0;
+}
+
+int sr_region_reclaim(const char *name, bool look, struct sr_error *e)
+{
+    int got = sr_region_check_name(name, strlen(name), e);
+    if (got < 0) return got;
+    SR_FD dir = sr_region__open_dir(e);
+    if (dir < 0) return dir;
+    struct sr_head head;
+    SR_FD catalog = sr_region__open_catalog(dir, name, false, SR_NO_OWNER, &head, e);
+    if (catalog == SR_E_NOT_FOUND) return look ? 0 : sr_region__remove_half_made(dir, name, 1);
+    if (catalog < 0) return catalog;
+    if (head.hd_flags & SR_HEAD_PERSIST) {
+        /* Memory without a name is gone with its keeper, and a keeper is gone with its machine. */
+        char path[SR_SOCKET_PATH];
+        sr_region__socket_path(path, head.hd_id);
+        if (!(head.hd_flags & SR_HEAD_KEPT)) return 0;
+        SR_FD data = sr_keeper_fetch(path, head.hd_uid, false);
+        if (data != -ECONNREFUSED && data != -ENOENT) return 0;
+    }
+    char file[SR_FILE_NAME];
+    sr_region__file_name(file, name, SR_SEGMENT_MEMBERS, head.hd_generation);
+    SR_FD members = sr_region__open_members(dir, &head);
+    if (members >= 0) {
+        int held = sr_sys_held(members, 0, head.hd_rows);
+        if (held > 1) {
+            sr_region__await_removal(members, head.hd_rows);
+            return sr_region__same_file(dir, file, head.hd_members_dev, head.hd_members_ino) ? 0 : 1;
+        }
+        if (held != 0) return 0;
+        if (look) return 1;
+        if (sr_sys_lock(members, 0, head.hd_rows, false) < 0) return 0;
+    } else if (members != -ESTALE) {
+        return sr_fail(e, SR_E_SYSTEM, members, "region '%s' cannot be examined", name);
+    } else if (look) {
+        return 1;
+    } else {
+        /* A member of the old generation between two steps of replace would find the name new. */
+        struct sr_head again;
+        SR_FD second = sr_region__open_catalog(dir, name, false, SR_NO_OWNER, &again, NULL);
+        if (second < 0 || memcmp(&again, &head, sizeof head) != 0) return 0;
+    }
+    sr_region__remove_names(dir, &head);
+    if (head.hd_flags & SR_HEAD_KEPT) {
+        char socket[SR_FILE_NAME];
+        sr_region__socket_name(socket, head.hd_id);
+        sr_sys->unlinkat(dir, socket, 0);
+    }
+    return 1;
+}
+
+int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e)
+{
+    int got = sr_region_check_name(name, strlen(name), e);
+    if (got < 0) return got;
+    SR_FD dir = sr_region__open_dir(e);
+    if (dir < 0) return dir;
+    struct sr_head head;
+    char file[SR_FILE_NAME];
+    SR_FD catalog = sr_region__open_catalog(dir, name, false, owner, &head, e);
+    if (catalog == SR_E_CORRUPT) {
+        /* Unlink is the remedy for a damaged region: its catalog goes by name. */
+        sr_region__file_name(file, name, SR_SEGMENT_CATALOG, 0);
+        got = sr_sys->unlinkat(dir, file, 0);
+        if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "region '%s' could not be unlinked", name);
+        sr_region__remove_half_made(dir, name, 1);
+        return 0;
+    }
+    if (catalog < 0) return catalog;
+    sr_region__remove_names(dir, &head);
+    /* Its keeper, if it has one, ends when the last member has gone. */
+    return 0;
+}

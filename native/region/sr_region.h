@@ -1,0 +1,164 @@
+/* region: three segments under one name, the members that hold them, and the lock.
+ *
+ * Room 3, above backend. What the bytes mean stands in sr_format.h. This room makes, opens, maps and
+ * names the segments; keeps the caller's rows in the members segment (liveness, pins, tickets); and
+ * gives the one writers' lock. It knows nothing of blocks and entries.
+ *
+ * Words: a region handle (struct sr_region) is one member of a region in one process. A process may
+ * hold several handles of one region; each is a member of its own.
+ */
+#ifndef SR_REGION_H
+#define SR_REGION_H
+
+#include <pthread.h>
+
+#include "sr_backend.h"
+#include "sr_format.h"
+
+/* An offset into the data segment. Not a pointer, and not convertible to one by accident. */
+typedef struct { uint64_t at; } sr_off;
+
+#define SR_NO_OWNER UINT32_MAX   /* sr_region_attach: the caller's own effective uid */
+
+struct sr_region_spec {
+    const char *name;
+    uint64_t size;                       /* bytes for objects, at least 1                   */
+    const struct sr_backend *backend;
+    enum sr_place place;
+    unsigned mode;                       /* permission bits, as for open(2)                 */
+    bool persist, replace, commit_all;
+    const char *reason;                  /* shown by every member                           */
+    const char *keeper;                  /* path of the keeper's executable                 */
+};
+
+/* --- local bookkeeping of pins: which block sits in which slot, how often --------------------- */
+
+struct sr_pin_slot { uint32_t block, count, place, entry; uint64_t seq; };
+struct sr_held_row {
+    struct sr_map hold;          /* holds the lock on the row's byte */
+    struct sr_row *row;          /* the same page through the mapping of the whole segment */
+    uint32_t number;
+};
+
+struct sr_region {
+    char name[SR_REGION_NAME_MAX + 1];
+    struct sr_head head;         /* a checked copy: nothing is believed twice               */
+    const struct sr_backend *backend;
+    bool writable;
+    bool open;
+    struct sr_map catalog, members, data;
+    int members_fd;              /* to probe liveness                                       */
+    int catalog_fd, data_fd;     /* to commit; -1 for a reader                              */
+
+    pthread_mutex_t local;       /* guards what follows                                     */
+    struct sr_held_row *rows;
+    uint32_t rows_count;
+    struct sr_pin_slot *pins;    /* open addressing by block; power of two; block 0: empty  */
+    uint32_t pins_cap, pins_count;
+    uint32_t *spare;             /* free places: (index in rows) * SR_ROW_PINS + slot       */
+    uint32_t spare_count, spare_cap;
+    bool row_was_dirty;          /* the row taken had a writer that did not leave cleanly   */
+
+    pthread_mutex_t writers;     /* the threads of this process, before the shared lock     */
+
+    struct sr_held_row *child_rows;      /* between prepare and the two sides of fork       */
+    struct sr_region *next, **link;      /* all open handles, for fork                      */
+};
+
+/* --- making and opening (segment.c) ----------------------------------------------------------- */
+
+/* Make the segments, nameless, with this process as their first member; fill in what the rooms above
+ * keep in them; then give them their name, after which they are seen. SR_E_EXISTS. A region that
+ * could not be published is closed by the caller. */
+int sr_region_make(struct sr_region **out, const struct sr_region_spec *spec, struct sr_error *e);
+int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e);
+int sr_region_attach(struct sr_region **out, const char *name, bool writable, uint32_t owner, struct sr_error *e);
+/* Leave, unmap and free. The last member of a region that does not persist removes its names.
+ * Nothing may point into the mappings any more. */
+void sr_region_close(struct sr_region *r);
+/* At the end of the process, when pointers into the mappings may remain: remove the names if no
+ * other member lives, and leave the rest to the kernel. */
+void sr_region_retire(struct sr_region *r);
+/* Remove the name; who has the region open keeps it. */
+int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e);
+/* Remove what is left of a region that no living process holds; 1 if something was removed. With
+ * `look`, only say whether there is something. */
+int sr_region_reclaim(const char *name, bool look, struct sr_error *e);
+/* The head of a region, checked, without joining it. *live: whether any member lives. */
+int sr_region_peek(const char *name, struct sr_head *head, bool *live, struct sr_error *e);
+int sr_region_check_name(const char *name, size_t len, struct sr_error *e);
+
+/* --- parts ------------------------------------------------------------------------------------ */
+
+static inline struct sr_state *sr_state(const struct sr_region *r) { return (struct sr_state *)(r->catalog.at + SR_STATE_AT); }
+static inline struct sr_members_head *sr_members(const struct sr_region *r) { return (struct sr_members_head *)r->members.at; }
+static inline struct sr_row *sr_row(const struct sr_region *r, uint32_t n)
+{
+    return (struct sr_row *)(r->members.at + SR_PAGE * (1 + (uint64_t)n));
+}
+/* `n` must be below sr_entries_limit, sr_blocks_limit of hd_gens. */
+static inline struct sr_entry *sr_entry(const struct sr_region *r, uint32_t n)
+{
+    return (struct sr_entry *)(r->catalog.at + sr_entry_at(r->head.hd_gen0, n));
+}
+static inline struct sr_block *sr_block(const struct sr_region *r, uint32_t n)
+{
+    return (struct sr_block *)(r->catalog.at + sr_block_at(r->head.hd_gen0, n));
+}
+static inline _Atomic uint64_t *sr_slots(const struct sr_region *r, unsigned level)
+{
+    return (_Atomic uint64_t *)(r->catalog.at + sr_slots_at(r->head.hd_gen0, level));
+}
+static inline bool sr_entry_ok(const struct sr_region *r, uint32_t n) { return n != 0 && n < sr_entries_limit(r->head.hd_gens); }
+static inline bool sr_block_ok(const struct sr_region *r, uint32_t n) { return n != 0 && n < sr_blocks_limit(r->head.hd_gens); }
+
+/* Memory behind [at, at + len) of the catalog segment; large pages once it is large. */
+int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
+/* Memory behind [off, off + len) of the data segment, by whole granules, recorded in the commit
+ * map. Call without the lock: it may take long, and is safe beside others. */
+int sr_region_commit(struct sr_region *r, sr_off off, uint64_t len, struct sr_error *e);
+/* Give the committed granules of [off, off + len) back; under the lock, and no block lies there. */
+int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *freed, struct sr_error *e);
+/* Bytes of [off, off + len) that are not committed yet. */
+uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t len);
+
+/* --- members, pins, tickets (member.c) -------------------------------------------------------- */
+
+int sr_member_join(struct sr_region *r, struct sr_error *e);
+void sr_member_leave(struct sr_region *r);
+/* Hold a block: visible to all writers before this returns (a full fence is in it). `entry` and
+ * `seq` say where the block was found: if that is withdrawn when the last hold goes, writers are
+ * told to look. */
+int sr_pin(struct sr_region *r, uint32_t block, uint32_t entry, uint64_t seq, struct sr_error *e);
+void sr_unpin(struct sr_region *r, uint32_t block);
+/* Whether a living member holds the block, by pin or ticket. */
+bool sr_pinned(struct sr_region *r, uint32_t block);
+/* How many living members hold it. */
+uint32_t sr_pin_holders(struct sr_region *r, uint32_t block);
+/* A reference to `block` is under way; it holds the block until sr_ticket_claim(row, block). */
+int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row, struct sr_error *e);
+void sr_ticket_claim(struct sr_region *r, uint32_t row, uint32_t block);
+/* References issued by this handle that nobody has claimed. */
+uint32_t sr_tickets_open(struct sr_region *r);
+bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen);
+/* Own row, as it stands in entries being filled. */
+uint32_t sr_member_row(const struct sr_region *r);
+uint32_t sr_member_gen(const struct sr_region *r);
+/* Say that the row's former owner has been cleaned up after. */
+void sr_member_settled(struct sr_region *r);
+
+/* --- the lock (lock.c) ------------------------------------------------------------------------ */
+
+/* Take the writers' lock. *abandoned: its holder died with it; the caller puts the catalog in order
+ * before anything else. SR_E_LOST if liveness cannot be told any more. */
+int sr_lock(struct sr_region *r, bool *abandoned, struct sr_error *e);
+void sr_unlock(struct sr_region *r);
+/* Whether the lock is held in the name of `row` (by a former owner of it). */
+bool sr_lock_names_row(const struct sr_region *r, uint32_t row);
+
+/* --- fork (member.c) -------------------------------------------------------------------------- */
+
+void sr_region__track(struct sr_region *r);
+void sr_region__untrack(struct sr_region *r);
+
+#endif

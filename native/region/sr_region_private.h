@@ -1,0 +1,38 @@
+/* region, between its own files. */
+#ifndef SR_REGION_PRIVATE_H
+#define SR_REGION_PRIVATE_H
+
+#include "sr_keeper.h"
+#include "sr_region.h"
+
+#define SR_FILE_NAME 256
+#define SR_SOCKET_PATH (sizeof SR_SHM_DIR + SR_FILE_NAME)
+
+enum sr_segment { SR_SEGMENT_CATALOG, SR_SEGMENT_MEMBERS, SR_SEGMENT_DATA };
+
+/* names.c */
+void sr_region__file_name(char out[SR_FILE_NAME], const char *region, enum sr_segment segment, uint32_t generation);
+void sr_region__socket_name(char out[SR_FILE_NAME], const uint8_t id[16]);
+void sr_region__socket_path(char out[SR_SOCKET_PATH], const uint8_t id[16]);
+
+/* segment.c */
+int sr_region__open_dir(struct sr_error *e);
+/* A checked head; SR_E_NOT_FOUND, SR_E_DENIED, SR_E_CORRUPT. Returns the catalog's descriptor. */
+int sr_region__open_catalog(int dir, const char *name, bool writable, uint32_t owner, struct sr_head *head, struct sr_error *e);
+/* The members segment that belongs to `head`, read-write; -ESTALE if the name has gone to another. */
+int sr_region__open_members(int dir, const struct sr_head *head);
+struct sr_region *sr_region__new(const char *name, struct sr_error *e);
+void sr_region__free(struct sr_region *r);
+int sr_region__map_small(int fd, uint64_t len, bool writable, struct sr_map *map, struct sr_error *e);
+bool sr_region__same_file(int dir, const char *name, uint64_t dev, uint64_t ino);
+/* While somebody (a keeper, the last member) holds all rows to remove the names: wait for it. */
+void sr_region__await_removal(int members_fd, uint32_t rows);
+void sr_region__pause(void);
+
+/* reclaim.c */
+/* Remove the names that are this generation's, the catalog's first. */
+void sr_region__remove_names(int dir, const struct sr_head *head);
+/* Segments of `name` and `generation` without a catalog, whose maker died: 1 if removed. */
+int sr_region__remove_half_made(int dir, const char *name, uint32_t generation);
+
+#endif

@@ -1,0 +1,89 @@
+"""Shared memory for Python whose page tables do not grow with the workers."""
+
+from __future__ import annotations
+
+import sys as _sys
+
+from sharedregion import errors
+from sharedregion.errors import (
+    BackendUnavailable,
+    NotPlaceable,
+    ObjectNotFound,
+    ReadOnlyRegion,
+    RegionClosed,
+    RegionCorrupt,
+    RegionDenied,
+    RegionExists,
+    RegionFull,
+    RegionLost,
+    RegionNotFound,
+    RegionTimeout,
+    SharedRegionError,
+    ToolError,
+)
+
+try:
+    from sharedregion.region import Member, Region, Stats, attach, backends, create, regions, share, unlink
+except ImportError as _error:
+    if _sys.platform == "linux" and (getattr(_error, "name", "") or "").endswith("_native"):
+        raise ImportError(
+            "the native core of sharedregion is not here: this is the source folder of a checkout, or a "
+            "broken installation. Start Python elsewhere or with PYTHONSAFEPATH=1, or install the package",
+            name=_error.name,
+        ) from _error
+    if _sys.platform == "linux":
+        raise
+    from sharedregion._elsewhere import (  # type: ignore[assignment]
+        Member,
+        Region,
+        Stats,
+        attach,
+        backends,
+        create,
+        regions,
+        share,
+        unlink,
+    )
+
+# After the module of the same name, so that the function is what `sharedregion.footprint` means.
+from sharedregion.footprint import Footprint, footprint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Footprint",
+    "Member",
+    "NotPlaceable",
+    "ObjectNotFound",
+    "ReadOnlyRegion",
+    "Region",
+    "RegionClosed",
+    "RegionCorrupt",
+    "RegionDenied",
+    "RegionExists",
+    "RegionFull",
+    "RegionLost",
+    "RegionNotFound",
+    "RegionTimeout",
+    "SharedRegionError",
+    "Stats",
+    "ToolError",
+    "attach",
+    "backends",
+    "create",
+    "errors",
+    "footprint",
+    "regions",
+    "share",
+    "unlink",
+]
+
+
+def _look(region: Region, leaves: bool) -> Footprint:
+    pids = [member.pid for member in region.members()]
+    return footprint(*pids, regions=[(region.name, region._segments())], leaves=leaves)
+
+
+Region._look = _look
+

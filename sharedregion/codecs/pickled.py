@@ -1,0 +1,100 @@
+"""Any other object: a pickle of protocol 5 whose large buffers lie beside it (PEP 574).
+
+The block:
+
+     0  u64  number of buffers n
+     8  u64  length of the pickle
+    16  u64  offset of buffer 0, u64 its length, and so on for n buffers
+     .  the pickle
+     .  the buffers, each at a multiple of 64
+
+When the object is read, its arrays look at their buffers in the region, read-only and with no copy.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sharedregion.errors import NotPlaceable, RegionCorrupt
+
+if TYPE_CHECKING:
+    from sharedregion.codecs import Place
+
+NUMBER = 4
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pickle and where its parts will lie."""
+
+    body: bytes
+    buffers: tuple[memoryview, ...]
+    offsets: tuple[int, ...]
+    size: int
+
+
+def prepare(value: object) -> Prepared:
+    """Pickle `value`, its buffers out of band. NotPlaceable if it cannot be pickled."""
+    found: list[pickle.PickleBuffer] = []
+    try:
+        body = pickle.dumps(value, protocol=5, buffer_callback=found.append)
+        buffers = tuple(buffer.raw() for buffer in found)
+    except Exception as error:
+        raise NotPlaceable(
+            f"a {type(value).__name__} cannot be pickled: {error}",
+            "place its arrays one by one, or an object that can be pickled",
+        ) from error
+    at = 16 + 16 * len(buffers) + len(body)
+    offsets = []
+    for buffer in buffers:
+        at = -(-at // _ALIGN) * _ALIGN
+        offsets.append(at)
+        at += buffer.nbytes
+    return Prepared(body, buffers, tuple(offsets), at)
+
+
+def accepts(value: object) -> bool:
+    """Anything; whether it can be pickled is found by trying."""
+    return True
+
+
+def size_of(value: object) -> int:
+    """Bytes of the pickle and its buffers."""
+    return (value if isinstance(value, Prepared) else prepare(value)).size
+
+
+def place(region: Place, name: str, value: object, flags: int) -> int:
+    """Takes a value, or what `prepare` made of it."""
+    made = value if isinstance(value, Prepared) else prepare(value)
+    region._make_room(made.size)
+    draft = region._begin(name, NUMBER, flags, b"", made.size)
+    view = memoryview(draft)
+    head = struct.pack("<QQ", len(made.buffers), len(made.body))
+    head += b"".join(struct.pack("<QQ", at, part.nbytes) for at, part in zip(made.offsets, made.buffers, strict=True))
+    view[: len(head)] = head
+    view[len(head) : len(head) + len(made.body)] = made.body
+    for at, part in zip(made.offsets, made.buffers, strict=True):
+        view[at : at + part.nbytes] = part
+    view.release()
+    version: int = draft.publish()
+    return version
+
+
+def read(meta: bytes, pin: Any, *, writable: bool) -> Any:
+    """Unpickle; whether that may be done is the caller's decision."""
+    view = memoryview(pin).toreadonly()
+    try:
+        count, length = struct.unpack_from("<QQ", view)
+        if count > len(view) // 16:
+            raise ValueError("more buffers than fit")
+        places = [struct.unpack_from("<QQ", view, 16 + 16 * i) for i in range(count)]
+        body = view[16 + 16 * count : 16 + 16 * count + length]
+        if len(body) != length or any(at + size > len(view) for at, size in places):
+            raise ValueError("parts lie outside the object")
+    except (struct.error, ValueError) as error:
+        raise RegionCorrupt(f"a pickled object contradicts itself: {error}") from None
+    return pickle.loads(body, buffers=[view[at : at + size] for at, size in places])

@@ -1,0 +1,112 @@
+"""What travels between processes: references to arrays that lie in a region.
+
+Picklers that move objects between processes (multiprocessing's ForkingPickler: Pool,
+ProcessPoolExecutor, Queue, Process arguments) send a reference for an array or view that lies in a
+region, found by its address. `pickle.dumps`, `joblib.dump` and `copy` write the data: a checkpoint
+is never empty.
+
+A reference names region, entry and publication, and comes with a ticket: a hold on the block in the
+sender's row, which the claimer takes over. So `queue.put(x); del x` is safe. If the object is gone
+all the same, the claimer gets ObjectNotFound, never another object's bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedregion import _native
+from sharedregion.errors import ObjectNotFound, RegionClosed, RegionNotFound
+
+if TYPE_CHECKING:
+    from sharedregion.region import Region
+
+__all__ = ["attach_same", "claim", "register", "remember"]
+
+Array = NDArray[Any]
+
+#: Handles of this process by identity of the region and access: a second reference to a region
+#: uses the handle of the first. Weak: what an unpickled reference attached closes with its last array.
+_handles: weakref.WeakValueDictionary[tuple[bytes, bool], Region] = weakref.WeakValueDictionary()
+
+
+def remember(region: Region) -> None:
+    """Make the region known for references that arrive, and arrays known for those that leave."""
+    _handles[region._id, region.writable] = region
+    _native.settle()
+    register()
+
+
+_registered = False
+
+
+def register() -> None:
+    """Teach ForkingPickler. Idempotent; does nothing while multiprocessing's pickler is not loaded."""
+    global _registered
+    if not _registered:
+        from multiprocessing.reduction import ForkingPickler
+
+        ForkingPickler.register(np.ndarray, _reduce)
+        _registered = True
+
+
+def _reduce(array: Array) -> Any:
+    """For ForkingPickler: a reference if the array lies in a region, the array itself otherwise."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    found = _native.locate(low, high - low)
+    if found is None or type(array) is not np.ndarray or array.dtype.hasobject:
+        return array.__reduce_ex__(4)
+    handle, entry, seq, block, offset, _ = found
+    row = handle._ticket(block)
+    head = handle._head()
+    start = array.__array_interface__["data"][0] - low + offset
+    dtype: Any = array.dtype.str if array.dtype.fields is None else array.dtype
+    writable = bool(array.flags.writeable)
+    what = (entry, seq, block, row, start, dtype, array.shape, array.strides, writable)
+    return claim, (head["name"], head["id"], head["uid"], what)
+
+
+def attach_same(name: str, identity: bytes, uid: int, *, writable: bool = False) -> Region:
+    """A handle of exactly that region: one of this process if there is one. RegionNotFound."""
+    from sharedregion.region import Region
+
+    for known in ((identity, writable), (identity, True)):
+        handle = _handles.get(known)
+        if handle is not None and not handle.closed:
+            return handle
+    region = Region._attach(name, writable, uid)
+    if region._head()["id"] != identity:
+        region.close()
+        raise RegionNotFound(f"region '{name}' was replaced by another of that name")
+    return region._settle_in(None)
+
+
+def claim(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Array:
+    """The array that a reference stands for. ObjectNotFound if its object is gone."""
+    entry, seq, block, row, start, dtype, shape, strides, writable = what
+    try:
+        region = attach_same(name, identity, uid, writable=writable)
+    except RegionNotFound as error:
+        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+    try:
+        pin = region._get_exact(entry, seq)
+    except RegionClosed as error:
+        raise ObjectNotFound(f"the region '{name}' that the object lay in is closed") from error
+    finally:
+        # Taken over, or never to be had: either way the sender need not hold it any more.
+        region._claim(row, block)
+    array: Array = np.ndarray(shape, np.dtype(dtype), pin, start, strides)
+    if not writable:
+        array.flags.writeable = False
+    _native.settle()
+    return array
+
+
+# Regions are made only after `import sharedregion`, but a reference may arrive in a process that has
+# imported nothing but this module; it has to be able to send the array on.
+if "multiprocessing.reduction" in sys.modules:
+    register()
