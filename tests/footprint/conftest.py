@@ -40,7 +40,9 @@ def exact(helper: str) -> str:
 def ask(helper: str) -> Callable[..., dict[str, Any]]:
     """Runs the helper with these arguments and gives its JSON."""
 
-    def run(*arguments: object, prefix: tuple[str, ...] = (), path: str = helper, **options: Any) -> dict[str, Any]:
+    def run(
+        *arguments: object, prefix: tuple[str, ...] = (), path: str = helper, **options: Any
+    ) -> dict[str, Any]:
         command = [*prefix, path, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
         assert done.returncode == 0, done.stderr
@@ -55,8 +57,13 @@ def worker() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts Python code that prints a line when it is ready and then waits for its input to end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(code: str, *arguments: object, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[bytes]:
-        program = "import os, sys\ndef ready(*said):\n    print('ready', *said, flush=True)\n    sys.stdin.read()\n" + code
+    def start(
+        code: str, *arguments: object, prefix: tuple[str, ...] = (), **options: Any
+    ) -> subprocess.Popen[bytes]:
+        program = (
+            "import os, sys\ndef ready(*said):\n    print('ready', *said, flush=True)\n    sys.stdin.read()\n"
+            + code
+        )
         interpreter = "/usr/bin/python3" if prefix else sys.executable
         process = subprocess.Popen(
             [*prefix, interpreter, "-I", "-c", program, *map(str, arguments)],

@@ -53,7 +53,9 @@ KINDS = {
 
 def kernel_count(pid: int) -> int:
     """VmPTE, in bytes; the kernel leaves the PGD out."""
-    match = re.search(r"^VmPTE:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(errors="replace"), re.MULTILINE)
+    match = re.search(
+        r"^VmPTE:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(errors="replace"), re.MULTILINE
+    )
     assert match
     return int(match[1]) * 1024
 

@@ -29,10 +29,15 @@ def grant(path: Path) -> None:
 
 
 def test_without_privilege_the_answer_is_an_estimate_and_says_so(
-    worker: Callable[..., Any], ask: Callable[..., Any], nobody: tuple[str, ...], public_copy: Callable[[], Path]
+    worker: Callable[..., Any],
+    ask: Callable[..., Any],
+    nobody: tuple[str, ...],
+    public_copy: Callable[[], Path],
 ) -> None:
     """Of its own processes an ordinary user gets the kernel's count, marked as an estimate, with why and remedy."""
-    mine = worker("import mmap\nm = mmap.mmap(-1, 64 << 20)\nm.write(bytes(64 << 20))\nready()", prefix=nobody).pid
+    mine = worker(
+        "import mmap\nm = mmap.mmap(-1, 64 << 20)\nm.write(bytes(64 << 20))\nready()", prefix=nobody
+    ).pid
     found = ask(mine, os.getpid(), prefix=nobody, path=str(public_copy()))
     assert found["method"] == "pagemap"
     assert found["reader"] is None
@@ -68,7 +73,10 @@ def test_a_walk_that_must_be_is_refused_without_privilege(
 
 @pytest.mark.usefixtures("exact")
 def test_with_capabilities_of_its_own_it_shows_a_caller_their_own_processes_alone(
-    worker: Callable[..., Any], ask: Callable[..., Any], nobody: tuple[str, ...], public_copy: Callable[[], Path]
+    worker: Callable[..., Any],
+    ask: Callable[..., Any],
+    nobody: tuple[str, ...],
+    public_copy: Callable[[], Path],
 ) -> None:
     """Read from the tables themselves, for the caller's uid; everyone else is denied, whoever asks."""
     copy = public_copy()
@@ -82,14 +90,21 @@ def test_with_capabilities_of_its_own_it_shows_a_caller_their_own_processes_alon
     (process,) = found["processes"]
     assert process["linked_bytes"] == process["vm_pte_bytes"] + PAGE * process["tables"]["pgd"]
     everyone = ask(prefix=nobody, path=str(copy))
-    owners = {os.stat(f"/proc/{p['pid']}").st_uid for p in everyone["processes"] if Path(f"/proc/{p['pid']}").exists()}
+    owners = {
+        os.stat(f"/proc/{p['pid']}").st_uid
+        for p in everyone["processes"]
+        if Path(f"/proc/{p['pid']}").exists()
+    }
     assert owners <= {65534}
     assert other not in {p["pid"] for p in everyone["processes"]}
 
 
 @pytest.mark.usefixtures("exact")
 def test_a_process_with_two_uids_is_nobodys_own(
-    worker: Callable[..., Any], ask: Callable[..., Any], nobody: tuple[str, ...], public_copy: Callable[[], Path]
+    worker: Callable[..., Any],
+    ask: Callable[..., Any],
+    nobody: tuple[str, ...],
+    public_copy: Callable[[], Path],
 ) -> None:
     """One that still has another user's saved uid (as a set-uid program does) is not shown."""
     copy = public_copy()
@@ -132,7 +147,9 @@ def test_it_keeps_two_capabilities_and_gains_none(helper: str, tmp_path: Path) -
             os.sched_yield()
             subprocess.run(["sleep", "0.005"], check=True)
         status = dict(
-            line.split(":\t", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":\t" in line
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if ":\t" in line
         )
         kept = 1 << 39 | 1 << 19
         assert int(status["CapEff"], 16) & ~kept == 0
@@ -151,7 +168,9 @@ def test_it_keeps_two_capabilities_and_gains_none(helper: str, tmp_path: Path) -
 def test_the_environment_is_not_read(helper: str, ask: Callable[..., Any]) -> None:
     """Nothing in the environment changes the answer; not even the place of /proc or of BTF."""
     plain = ask("--version", env={})
-    odd = ask("--version", env={"SHAREDREGION_PTWALK": "/nonexistent", "LANG": "tr_TR.UTF-8", "MALLOC_CHECK_": "3"})
+    odd = ask(
+        "--version", env={"SHAREDREGION_PTWALK": "/nonexistent", "LANG": "tr_TR.UTF-8", "MALLOC_CHECK_": "3"}
+    )
     assert plain == odd
     source = subprocess.run(["grep", "-c", "getenv", helper], capture_output=True, check=False)
     assert source.stdout.strip() == b"0"
@@ -163,7 +182,15 @@ def test_it_writes_nothing(helper: str, tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-e", "trace=openat,open,creat,unlinkat,renameat,linkat,mkdirat", "-o", str(trace), helper]
+    command = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=openat,open,creat,unlinkat,renameat,linkat,mkdirat",
+        "-o",
+        str(trace),
+        helper,
+    ]
     answer = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True).stdout
     assert json.loads(answer)["schema"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace"]

@@ -83,7 +83,12 @@ def test_a_child_between_vfork_and_exec_shares_its_parents_memory(
 )
 @pytest.mark.parametrize("method", ["walk", "pagemap", "status"])
 def test_any_bytes_in_a_name_give_json_that_is_safe_to_print(
-    worker: Callable[..., Any], helper: str, name: bytes, shown: str, method: str, request: pytest.FixtureRequest
+    worker: Callable[..., Any],
+    helper: str,
+    name: bytes,
+    shown: str,
+    method: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Escape codes, newlines, half characters, text that turns direction: visible, and never themselves."""
     if method == "walk":
@@ -138,7 +143,7 @@ def test_what_is_no_process_with_a_memory_is_sorted_out(
         request.getfixturevalue("exact")
     ended = worker("ready()")
     ended.kill()
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)    # a zombie until its end is read
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie until its end is read
     kernel = next(
         (int(n) for n in os.listdir("/proc") if n.isdigit() and "Kthread:\t1" in Path(f"/proc/{n}/status").read_text(errors="replace")),
         None,

@@ -119,9 +119,7 @@ def test_the_estimate_finds_the_same_sharing(
         assert guess.regions == true.regions
 
 
-def test_regions_are_told_apart_by_their_files(
-    worker: Callable[..., Any], one: Callable[..., Any]
-) -> None:
+def test_regions_are_told_apart_by_their_files(worker: Callable[..., Any], one: Callable[..., Any]) -> None:
     """A PTE table counts for a region only if nothing else lies in the 2 MiB that it covers."""
     code = (
         "import ctypes, mmap\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n"
@@ -138,7 +136,10 @@ def test_regions_are_told_apart_by_their_files(
     try:
         for fd in (a, b):
             os.ftruncate(fd, 8 << 20)
-        process = one(worker(code, a, b, pass_fds=[a, b]).pid, regions=[as_region(a, "a"), as_region(b, 'b "\x1b'), as_region(0, "c")])
+        process = one(
+            worker(code, a, b, pass_fds=[a, b]).pid,
+            regions=[as_region(a, "a"), as_region(b, 'b "\x1b'), as_region(0, "c")],
+        )
     finally:
         os.close(a)
         os.close(b)
