@@ -30,7 +30,7 @@ def deferred() -> Iterator[None]:
         return
     arrived: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    handlers = {number: signal.signal(number, lambda caught, _: arrived.append(caught)) for number in _ENDING}
+    handlers = {number: signal.signal(number, lambda got, _: arrived.append(got)) for number in _ENDING}
     try:
         yield
     finally:
@@ -38,8 +38,8 @@ def deferred() -> Iterator[None]:
             # None: set by C code, and not ours to restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in arrived:
-            signal.raise_signal(number)
+        for caught in arrived:
+            signal.raise_signal(caught)
 
 
 def become_child() -> None:

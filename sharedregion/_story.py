@@ -11,7 +11,6 @@ guardian process undoes both however this process ends, SIGKILL included.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import select
@@ -19,11 +18,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from sharedregion._kernel import cgroup, files, mounts, procfs
 from sharedregion._kernel.facts import Facts
 from sharedregion._kernel.sysfs import hugepage_pools
+from sharedregion._native import Mapping, Segment
 from sharedregion._signals import become_child, deferred
 from sharedregion._sizes import format_size
 from sharedregion.errors import ToolError
@@ -39,6 +39,9 @@ ENTRY = 8
 
 # An idle forked client: its own tables, and the pages that it soon copies.
 _IDLE_CLIENT = MIB
+
+# What a client keeps mapped: a mapping ends with its object.
+_mapped: list[Mapping] = []
 
 
 # ---- Arithmetic: pure -----------------------------------------------------------------------------
@@ -300,23 +303,6 @@ def _write(path: str, value: object) -> None:
 # ---- Clients --------------------------------------------------------------------------------------
 
 
-class _Mapping(Protocol):
-    def touch(self, offset: int) -> int: ...
-
-
-class _Segment(Protocol):
-    def commit(self, offset: int, length: int) -> object: ...
-
-    def map(self, writable: bool) -> _Mapping: ...
-
-    def close(self) -> object: ...
-
-
-def _create_segment(kind: str, size: int) -> _Segment:
-    segment: _Segment = importlib.import_module("sharedregion._native").Segment.create(kind, size, "memfd")
-    return segment
-
-
 class _Clients:
     """Forked processes that do one thing, say that it is done, and wait. They end with the host."""
 
@@ -428,22 +414,22 @@ def _reserve(guardian: _Guardian, pages: int) -> None:
 
 def _linked_side(guardian: _Guardian, made: Plan) -> tuple[int, int, float]:
     _reserve(guardian, made.huge_pages)
-    segment = _create_segment("hugetlb-2m", made.huge_pages * GIB)
-    try:
-        offsets = range(0, made.huge_pages * GIB, GIB)
-        for offset in offsets:
-            segment.commit(offset, HUGE)
+    size = made.huge_pages * GIB
+    segment = Segment.create("hugetlb-2m", size, "memfd")
+    for offset in range(0, size, GIB):
+        segment.commit(offset, HUGE)
+    # A client's mapping is its own; nothing of this one is to be counted.
+    segment.unmap()
+    idle, _ = _fork_all(guardian, made.clients, lambda: None)
+    linked, seconds = _fork_all(guardian, made.clients, lambda: _read(segment, size, GIB))
+    return idle, linked, seconds
 
-        def touch_all() -> None:
-            mapping = segment.map(writable=False)
-            for offset in offsets:
-                mapping.touch(offset)
 
-        idle, _ = _fork_all(guardian, made.clients, lambda: None)
-        linked, seconds = _fork_all(guardian, made.clients, touch_all)
-        return idle, linked, seconds
-    finally:
-        segment.close()
+def _read(segment: Segment, size: int, step: int) -> None:
+    """Map the segment for reading, as a worker does, and leave it mapped until the process ends."""
+    mapping = segment.map(False)
+    mapping.touch(0, size, step)
+    _mapped.append(mapping)
 
 
 def _memory_group(guardian: _Guardian, limit: int) -> str:
@@ -477,33 +463,29 @@ def _small_side(guardian: _Guardian, made: Plan, limit: int) -> SmallSide:
         group = _memory_group(guardian, limit)
     except (OSError, ToolError) as error:
         return SmallSide(limit, 0, killed=False, tables=None, reason=str(error))
-    segment = _create_segment("shm", made.size)
+    segment = Segment.create("shm", made.size, "memfd")
+    segment.unmap()
 
     def touch_all() -> None:
         # The newcomer is the one to be killed, not one that has already lived.
         _write("/proc/self/oom_score_adj", 1000)
         _write(f"{group}/cgroup.procs", os.getpid())
-        mapping = segment.map(writable=False)
-        for offset in range(0, made.size, HUGE):
-            mapping.touch(offset)
+        _read(segment, made.size, HUGE)
         _write("/proc/self/oom_score_adj", 0)
 
     killed = False
-    try:
-        with _clients(guardian) as crew:
-            tables = None
-            for _ in range((made.lets_live or 0) + 4):
-                pid = crew.start(touch_all)
-                status = crew.wait(1)
-                if status is not None:
-                    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-                    if not killed:
-                        raise ToolError(f"a client of the story failed (wait status {status})")
-                    break
-                tables = procfs.process_status(pid).get("VmPTE")
-            return SmallSide(limit, len(crew.pids), killed, tables)
-    finally:
-        segment.close()
+    with _clients(guardian) as crew:
+        tables = None
+        for _ in range((made.lets_live or 0) + 4):
+            pid = crew.start(touch_all)
+            status = crew.wait(1)
+            if status is not None:
+                killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+                if not killed:
+                    raise ToolError(f"a client of the story failed (wait status {status})")
+                break
+            tables = procfs.process_status(pid).get("VmPTE")
+        return SmallSide(limit, len(crew.pids), killed, tables)
 
 
 def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome:

@@ -1,6 +1,10 @@
 """Every reason for skipping a test, in one place."""
 
 import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +26,110 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, (lacking, reason) in REASONS.items():
             if lacking and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _pool(page: int) -> Path:
+    return Path(f"/sys/kernel/mm/hugepages/hugepages-{page // 1024}kB")
+
+
+@pytest.fixture
+def pool() -> Iterator[Callable[[int, int], None]]:
+    """pool(page size, pages): huge pages of that size beyond what others use; given back at the end."""
+    before: dict[Path, int] = {}
+
+    def reserve(page: int, pages: int) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can reserve huge pages")
+        folder = _pool(page)
+        if not folder.exists():
+            pytest.skip(f"this processor or kernel has no pages of {page} bytes")
+        control = folder / "nr_hugepages"
+        before.setdefault(folder, int(control.read_text()))
+        free = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+        control.write_text(str(int(control.read_text()) + max(0, pages - free)))
+        got = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+        if got < pages and page == 1 << 30:
+            pytest.skip(f"memory is too fragmented for {pages} pages of 1 GiB")
+        assert got >= pages, f"only {got} of {pages} huge pages could be reserved"
+
+    yield reserve
+    for folder, count in before.items():
+        (folder / "nr_hugepages").write_text(str(count))
+
+
+@pytest.fixture
+def unique() -> str:
+    """A region name of this test's own."""
+    return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """run(code, *arguments): a program in a process of its own; what it printed. It must end well."""
+
+    def run_one(code: str, *arguments: str, expect: int = 0, timeout: float = 120) -> str:
+        path = tmp_path / f"program{secrets.token_hex(4)}.py"
+        path.write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(path), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if expect == 0 else done.stdout + done.stderr
+
+    yield run_one
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """start(code, *arguments): a program that has printed its first line, which is `.first`; killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(code: str, *arguments: str) -> "subprocess.Popen[str]":
+        path = tmp_path / f"program{secrets.token_hex(4)}.py"
+        path.write_text(code)
+        process = subprocess.Popen(
+            [sys.executable, str(path), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        process.first = process.stdout.readline().strip()  # type: ignore[attr-defined]
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test leaves /dev/shm as it found it."""
+    before = set(os.listdir("/dev/shm"))
+    yield
+    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("sharedregion.test-")}
+    assert not left, f"left in /dev/shm: {left}"
+
+
+@pytest.fixture
+def reserve() -> Iterator[Callable[[int], None]]:
+    """reserve(n): n pages of 2 MiB more in the pool than before; they are given back after the test."""
+    added = 0
+
+    def grow(pages: int) -> None:
+        nonlocal added
+        before = int(POOL.read_text())
+        POOL.write_text(str(before + pages))
+        got = int(POOL.read_text()) - before
+        added += got
+        assert got == pages, f"the kernel found {got} of {pages} huge pages"
+
+    yield grow
+    if added:
+        POOL.write_text(str(max(0, int(POOL.read_text()) - added)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -57,6 +58,8 @@ def demo(
     in one run. As root it ends with the story at full size, on sparse data with real page tables.
     """
     say: Callable[[str], None] = (lambda _: None) if as_json else (lambda text: render.note(f"... {text}"))
+    # The library warns of 4 KiB pages; here they are measured on purpose, and the table says it.
+    logging.getLogger("sharedregion").setLevel(logging.ERROR)
     facts = gather()
     source, size, notes = _source(path, size)
     request = _policy.resolve(size, "auto", backend, os.environ)
@@ -179,7 +182,7 @@ def _show(
     render.line(
         "Page tables of a worker beyond an idle worker of the same program. linked: all that it reaches; private: "
         "that it alone reaches; prop.: each table divided by those who reach it; growth: of the whole system's "
-        "PageTables, for each worker. shared_memory is the standard library's (multiprocessing.shared_memory)."
+        "PageTables, for each worker (other programs move it too). shared_memory is the standard library's (multiprocessing.shared_memory)."
     )
     if figures.estimate:
         why = f": {figures.why}" if figures.why else ""

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ def test_thp_costs_a_worker_next_to_nothing_where_4_kib_pages_cost_2_mib_per_gib
     # 15/16 of the region is filled; a quarter of what it must cost is left for the noise of two processes.
     assert rows["multiprocessing"]["tables"]["linked"] >= 0.7 * 2 * MIB * gib
     assert rows["thp"]["tables"]["linked"] <= 4 * KIB * max(1, gib) + 16 * KIB
+
+
+@pytest.mark.root
+@pytest.mark.hugepages
+def test_hugetlb_tables_are_linked_into_all_workers(reserve: Callable[[int], None]) -> None:
+    """By the helper: each further worker reaches the tables of the first, and has next to none of its own."""
+    reserve(160)
+    document = demo("--workers", "4", "--size", "256M", "--backend", "hugetlb-2m")
+    assert document["method"] == "walk"
+    row = document["rows"][0]
+    assert (row["name"], row["page_size"]) == ("hugetlb-2m", 2 * MIB)
+    assert row["checksums_equal"]
+    assert row["tables"]["private"] <= 16 * KIB
+    assert row["tables"]["linked"] - row["tables"]["private"] >= 4 * KIB
 
 
 def test_only_the_backend_that_was_asked_for_is_measured() -> None:
