@@ -134,7 +134,7 @@ class Tables:
     proportional: int | None
 
     def beyond(self, idle: Tables) -> Tables:
-        """What this process has more than the idle one."""
+        """What is here more than in `idle`."""
 
         def less(a: int | None, b: int | None) -> int | None:
             return None if a is None or b is None else a - b
@@ -405,7 +405,7 @@ def _placed_in_stdlib(source: Source) -> Iterator[_Placed]:
         array = source.load(name)
         layout.append((name, offset, array.shape, array.dtype.str))
         offset += -(-array.nbytes // 64) * 64
-    memory = SharedMemory(create=True, size=max(offset, 1))
+    memory = SharedMemory(f"sharedregion-demo-{os.getpid()}", create=True, size=max(offset, 1))
     try:
         for name, begin, shape, dtype in layout:
             target: Array = np.ndarray(shape, dtype, buffer=memory.buf, offset=begin)
@@ -424,7 +424,7 @@ def _measure(
     name: str, placed: _Placed, digests: Mapping[str, Any], workers: int, look: Look
 ) -> tuple[Row, Figures]:
     with _Crew(workers + 1) as crew:
-        before = procfs.page_tables()
+        before, start = procfs.page_tables(), look(crew.pids)
         idle = workers
         # One after the other: on few processors, workers at once would time each other.
         times = [crew.ask(index, "attach", placed.ticket) for index in range(workers)]
@@ -432,7 +432,10 @@ def _measure(
         read = crew.ask_all("checksum")[:workers]
         after = procfs.page_tables()
         figures = look(crew.pids)
-        found = [figures.tables[pid].beyond(figures.tables[crew.pids[idle]]) for pid in crew.pids[:workers]]
+        # Each against itself before it attached: address spaces are laid out at random, and a program
+        # may need a table or two more than its twin. What the work itself adds, the idle one adds too.
+        grown = [figures.tables[pid].beyond(start.tables[pid]) for pid in crew.pids]
+        found = [worker.beyond(grown[idle]) for worker in grown[:workers]]
         crew.leave()
     # A name that a worker lacks, or has too many of, is as wrong as other bytes.
     wrong = sorted(

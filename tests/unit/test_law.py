@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ LEVELS = {
     "_kernel": 1,
     "_policy": 2,
     "_native": 2,
+    "_elsewhere": 3,
     "region": 3,
     "catalog": 3,
     "arrays": 3,
@@ -53,10 +55,22 @@ FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_sign
 HEAVY = ["click", "rich", "matplotlib", "torch", "pandas", "psutil", "sharedregion.cli", "sharedregion.bench"]
 
 
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    """All of the file but what is under `if TYPE_CHECKING`: names for the type checker alone are no arrows."""
+    queue: list[ast.AST] = [ast.parse(path.read_text())]
+    while queue:
+        node = queue.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            queue += node.orelse
+        else:
+            queue += ast.iter_child_nodes(node)
+
+
 def _imports(path: Path) -> set[str]:
     """First names below the package that the file imports, at any depth of the code; "" for the face itself."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -142,13 +156,13 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 # ---- The C rooms --------------------------------------------------------------------------------
 
 MAIN_ROOMS = ["base", "sys", "backend", "region", "alloc", "catalog", "python"]
-#: The keeper's client is part of the keeper's folder and knows the keeper's messages alone.
 BELOW = {room: set(MAIN_ROOMS[: i + 1]) for i, room in enumerate(MAIN_ROOMS)} | {
     "keeper": {"base", "sys", "keeper"},
     "ptwalk": {"base", "sys", "ptwalk"},
 }
-# The binding starts the keeper and asks it for descriptors.
-BELOW["python"] |= {"keeper"}
+# The keeper's room is on base and sys alone, so all from the region up may ask it for descriptors.
+for _room_above in ("region", "alloc", "catalog", "python"):
+    BELOW[_room_above] |= {"keeper"}
 _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
