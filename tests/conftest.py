@@ -46,6 +46,8 @@ def pool() -> Iterator[Callable[[int, int], None]]:
         control = folder / "nr_hugepages"
         before.setdefault(folder, int(control.read_text()))
         free = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+        # Free memory may lie in pieces: let the kernel move them together first.
+        Path("/proc/sys/vm/compact_memory").write_text("1")
         control.write_text(str(int(control.read_text()) + max(0, pages - free)))
         got = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
         if got < pages and page == 1 << 30:

@@ -61,10 +61,15 @@ static void *wait_for_last_member(void *unused)
     return NULL;
 }
 
+/* This process is started before the region gets its name. So a catalog without a name is one that
+ * was unlinked only if it had one, or if its maker is gone too. */
 static bool name_is_gone(void)
 {
+    static bool had_one;
     struct stat st;
-    return sr_sys->fstat(FD_CATALOG, &st) < 0 || st.st_nlink == 0;
+    if (sr_sys->fstat(FD_CATALOG, &st) < 0) return true;
+    if (st.st_nlink > 0) return had_one = true, false;
+    return had_one || sr_sys_held(FD_MEMBERS, 0, keeper.rows) == 0;
 }
 
 static int run(bool persist)

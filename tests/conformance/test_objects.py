@@ -1,0 +1,294 @@
+"""What is placed comes back, the same, everywhere, with no copy."""
+
+import pickle
+from collections.abc import Callable, MutableMapping
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import sharedregion as sr
+
+RECORD = np.dtype([("id", "<u4"), ("when", "<M8[s]"), ("xyz", "<f8", (3,))])
+ARRAYS = {
+    "float": np.linspace(0, 1, 1000),
+    "2d": np.arange(60, dtype="i2").reshape(3, 20),
+    "fortran": np.asfortranarray(np.arange(60, dtype="f4").reshape(3, 20)),
+    "gaps": np.arange(100, dtype="u8")[::7],
+    "backwards": np.arange(100, dtype="u1")[::-1],
+    "transposed": np.arange(24).reshape(2, 3, 4).transpose(1, 2, 0),
+    "scalar": np.array(3.5),
+    "empty": np.zeros((0, 5), "f4"),
+    "big-endian": np.arange(5, dtype=">i4"),
+    "bool": np.array([True, False, True]),
+    "complex": np.array([1 + 2j, -3j]),
+    "half": np.array([1.5, -2], "f2"),
+    "text": np.array(["a", "bcd", "日本"]),
+    "bytes": np.array([b"x", b"yz"]),
+    "void": np.zeros(3, "V7"),
+    "when": np.array(["2026-01-01", "NaT"], "M8[D]"),
+    "duration": np.array([1, 2], "m8[ms]"),
+    "record": np.array([(1, "2020-02-02", (1, 2, 3)), (2, "NaT", (4, 5, 6))], RECORD),
+    "64 dimensions": np.ones((1,) * 64, "i1"),
+    "memmap": None,
+}
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_arrays_come_back(region: sr.Region, reader: sr.Region, what: str, tmp_path) -> None:
+    """Every plain dtype, order and shape comes back equal, in every member, read-only, aligned to 64 bytes."""
+    array = ARRAYS[what]
+    if array is None:
+        array = np.memmap(tmp_path / "data", "f4", "w+", shape=(10,))
+        array[:] = 4
+    region["a"] = array
+    for member in (region, reader):
+        seen = member["a"]
+        assert type(seen) is np.ndarray
+        assert seen.dtype == array.dtype and seen.shape == array.shape
+        assert seen.tobytes() == array.tobytes()
+        assert not seen.flags.writeable and not seen.flags.owndata
+        assert seen.ctypes.data % 64 == 0 or seen.size == 0
+        with pytest.raises(ValueError, match="read-only|not writeable|WRITEABLE"):
+            seen.flags.writeable = True
+
+
+def test_fortran_order_is_kept(region: sr.Region) -> None:
+    """An array in Fortran order lies in the region as it is, not turned over."""
+    region["a"] = ARRAYS["fortran"]
+    assert region["a"].flags.f_contiguous and not region["a"].flags.c_contiguous
+
+
+@given(array=hnp.arrays(hnp.array_dtypes(max_size=4) | hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_dims=4)))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_array(region: sr.Region, array: np.ndarray) -> None:
+    """Arrays of any dtype without objects, structured ones too."""
+    region["a"] = array
+    seen = region["a"]
+    assert seen.dtype == array.dtype and seen.shape == array.shape
+    assert seen.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("value", [b"", b"\0abc\0", bytearray(b"xyz" * 5000), memoryview(b"0123456789")[::2]])
+def test_bytes(region: sr.Region, reader: sr.Region, value) -> None:
+    """bytes-like objects come back as read-only memoryviews over the region."""
+    region["b"] = value
+    seen = reader["b"]
+    assert isinstance(seen, memoryview) and seen.readonly and seen == bytes(value)
+
+
+@pytest.mark.parametrize("value", ["", "plain", "日本 \0 end", "\udcff lone surrogate"])
+def test_text(region: sr.Region, reader: sr.Region, value: str) -> None:
+    """Text comes back to the last character."""
+    region["s"] = value
+    assert reader["s"] == value
+
+
+def test_other_objects_share_their_buffers(region: sr.Region, reader: sr.Region) -> None:
+    """A dict with arrays comes back as a dict whose arrays look into the region, read-only."""
+    region["d"] = {"x": np.arange(1000), "n": [1, None, "z"]}
+    seen = reader["d"]
+    assert seen["n"] == [1, None, "z"] and np.array_equal(seen["x"], np.arange(1000))
+    assert not seen["x"].flags.writeable
+    low, length, _ = reader._data()
+    assert low <= seen["x"].ctypes.data < low + length
+
+
+def test_objects_need_a_word(region: sr.Region) -> None:
+    """An array of dtype object is refused with the way that works, which then works."""
+    array = np.array([1, "two", None], object)
+    with pytest.raises(sr.NotPlaceable, match="pickle=True"):
+        region["o"] = array
+    assert "o" not in region
+    region.put("o", array, pickle=True)
+    assert list(region["o"]) == [1, "two", None]
+
+
+def test_unpicklable_is_named(region: sr.Region) -> None:
+    """A value that cannot be placed says which type and why, and leaves nothing."""
+    used = region.stats().used
+    with pytest.raises(TypeError, match="cannot be pickled") as caught:
+        region["f"] = lambda: None
+    assert isinstance(caught.value, sr.NotPlaceable)
+    assert "f" not in region and region.stats().used == used
+
+
+def test_masked_arrays_keep_their_mask(region: sr.Region) -> None:
+    """A subclass is more than its bytes, and comes back whole."""
+    region["m"] = np.ma.masked_array([1, 2, 3], [0, 1, 0])
+    assert region["m"].mask.tolist() == [False, True, False]
+
+
+def test_replaced_arrays_stay_as_they_were(region: sr.Region, reader: sr.Region) -> None:
+    """Who holds the old version keeps its bytes, whatever is placed afterwards."""
+    region["x"] = np.full(10_000, 1)
+    old, view = reader["x"], reader["x"][10:20]
+    for n in range(2, 30):
+        region["x"] = np.full(10_000, n)
+        assert reader["x"][0] == n
+    assert (old == 1).all() and (view == 1).all()
+
+
+def test_memory_comes_back(region: sr.Region, reader: sr.Region) -> None:
+    """A withdrawn object's memory is free again once the last view of it is gone, and not before."""
+    empty = region.stats().used
+    region["x"] = np.zeros(100_000, "u1")
+    view = reader["x"][5:6]
+    del region["x"]
+    assert region.stats().withdrawn == 1 and region.stats().used > empty
+    del view
+    region["y"] = np.zeros(1)
+    del region["y"]
+    assert region.stats().withdrawn == 0 and region.stats().used == empty
+    region._check()
+
+
+def test_mapping(region: sr.Region) -> None:
+    """A region is a mapping, in the order of placing, equal to itself alone, always true."""
+    assert isinstance(region, MutableMapping) and region and len(region) == 0
+    region["a"], region["b"], region["c"] = 1, 2, 3
+    region["a"] = 4
+    assert list(region) == ["b", "c", "a"] and len(region) == 3
+    assert dict(region.items()) == {"a": 4, "b": 2, "c": 3} and sorted(region.values()) == [2, 3, 4]
+    assert "a" in region and "z" not in region and 7 not in region
+    assert region.get("z") is None and region.get("z", 5) == 5
+    assert region.pop("a") == 4 and "a" not in region and region.pop("a", None) is None
+    assert region == region and region != sr.create(size=4096) and hash(region) == hash(region)
+    with pytest.raises(KeyError):
+        region.pop("a")
+    with pytest.raises(sr.ObjectNotFound, match="'a'"):
+        del region["a"]
+    with pytest.raises(TypeError, match="str"):
+        region[1]
+    with pytest.raises(TypeError, match="str"):
+        region[1] = 2
+
+
+@pytest.mark.parametrize("length", [1, 51, 52, 53, 160, 255])
+def test_long_names(region: sr.Region, reader: sr.Region, length: int) -> None:
+    """Object names up to 255 bytes of UTF-8; longer ones are refused."""
+    name = "ü" * (length // 2) + "x" * (length % 2)
+    region[name] = np.arange(length)
+    assert name in reader and len(reader[name]) == length
+    assert list(region) == [name]
+    del region[name]
+    assert name not in reader
+    for bad in ("", "x" * 256):
+        with pytest.raises(ValueError, match="name"):
+            region[bad] = 1
+
+
+def test_many_objects(region: sr.Region, reader: sr.Region) -> None:
+    """The catalog grows by itself, and everything in it is found."""
+    names = [f"object {n}" for n in range(5000)]
+    for n, name in enumerate(names):
+        region[name] = np.array(n)
+    assert list(reader) == names
+    assert all(reader[name] == n for n, name in enumerate(names))
+    region._check()
+    for name in names[::2]:
+        del region[name]
+    assert list(reader) == names[1::2]
+    region._check()
+
+
+def test_allocate(region: sr.Region, reader: sr.Region) -> None:
+    """An allocated array is seen by others only once its block has ended, and then whole."""
+    with region.allocate("y", (10, 20), "f4") as y:
+        assert "y" not in reader
+        y[:] = 7
+    assert (reader["y"] == 7).all() and not y.flags.writeable
+    before = region.stats().used
+    with pytest.raises(RuntimeError), region.allocate("z", 1000) as z:
+        z[:] = 1
+        raise RuntimeError
+    del z
+    assert "z" not in region and region.stats().used == before
+    region._check()
+
+
+def test_zeros_and_mutable(make: Callable[..., sr.Region]) -> None:
+    """A mutable array is one memory for all; those who may write see each other's writes, readers cannot write."""
+    region = make()
+    region["old"] = np.full(50_000, 255, "u1")
+    del region["old"]
+    z = region.zeros("z", (100, 10), "i4", mutable=True)
+    assert (z == 0).all()
+    with sr.attach(region.name, writable=True) as writer, sr.attach(region.name) as reader:
+        writer["z"][3] = 5
+        assert (z[3] == 5).all() and (reader["z"][3] == 5).all()
+        assert not reader["z"].flags.writeable
+        first = region.version("z")
+        assert region.publish("z") > first and reader.version("z") == region.version("z")
+        region["fixed"] = np.zeros(3)
+        with pytest.raises(sr.ReadOnlyRegion, match="not mutable"):
+            region.publish("fixed")
+
+
+def test_versions_grow(region: sr.Region, reader: sr.Region) -> None:
+    """A version is never used twice, also across deletion."""
+    seen = []
+    for n in range(5):
+        region["x"] = n
+        seen.append(reader.version("x"))
+        if n == 2:
+            del region["x"]
+    assert seen == sorted(set(seen))
+    assert reader.wait("x", 1, newer_than=seen[-1] - 1) == seen[-1]
+    with pytest.raises(TimeoutError, match="newer"):
+        reader.wait("x", 0.01, newer_than=seen[-1])
+
+
+def test_full(region: sr.Region) -> None:
+    """A full region says what was wanted and what there is, and loses nothing."""
+    region["a"] = np.zeros(region.size // 2, "u1")
+    with pytest.raises(sr.RegionFull, match="no room|largest|in all") as caught:
+        region["b"] = np.zeros(region.size * 3 // 4, "u1")
+    assert isinstance(caught.value, MemoryError)
+    assert caught.value.wanted == region.size * 3 // 4 and caught.value.largest < caught.value.wanted
+    assert list(region) == ["a"] and len(region["a"]) == region.size // 2
+    del region["a"]
+    region["b"] = np.zeros(region.size * 3 // 4, "u1")
+    region._check()
+
+
+def test_read_only_members_change_nothing(region: sr.Region, reader: sr.Region) -> None:
+    """A reader's put, delete, publish and allocate are refused before anything happens."""
+    region["x"] = np.arange(3)
+    for change in (
+        lambda: reader.put("x", 1),
+        lambda: reader.__delitem__("x"),
+        lambda: reader.publish("x"),
+        lambda: reader.zeros("y", 3),
+        lambda: reader.allocate("y", 3).__enter__(),
+        lambda: reader.seal(),
+    ):
+        with pytest.raises(sr.ReadOnlyRegion) as caught:
+            change()
+        assert isinstance(caught.value, PermissionError)
+    assert list(region) == ["x"]
+
+
+def test_sealed(region: sr.Region) -> None:
+    """After seal nobody can change anything any more."""
+    region["x"] = 1
+    region.seal()
+    assert region.stats().sealed
+    with sr.attach(region.name, writable=True) as writer:
+        for member in (region, writer):
+            with pytest.raises(sr.ReadOnlyRegion, match="sealed"):
+                member["y"] = 2
+            with pytest.raises(sr.ReadOnlyRegion, match="sealed"):
+                del member["x"]
+    assert region["x"] == 1
+
+
+def test_errors_survive_pickling(region: sr.Region) -> None:
+    """An error that does not unpickle would hang Pool.get."""
+    with pytest.raises(sr.RegionFull) as caught:
+        region["b"] = np.zeros(region.size + 1, "u1")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is sr.RegionFull and str(again) == str(caught.value)
+    assert (again.wanted, again.errno, again.remedy) == (caught.value.wanted, caught.value.errno, caught.value.remedy)
