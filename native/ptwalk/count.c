@@ -2,9 +2,10 @@
  *
  * The memories were walked one after the other. A table that one process freed and another got
  * after it looks shared, and is not: so every way to a table that was met more than once is walked
- * again, after all have been seen. A way that no longer leads there counts for nothing, and its
- * process was moving. Two processes that both held a table at two times, the second one's first
- * look between the two looks at the first, share it.
+ * again, after all have been seen. A process whose way no longer leads there had that table when it
+ * was looked at, and nobody with it: it counts as the process's own, and as moving. Two processes
+ * that both held a table at two times, the second one's first look between the two looks at the
+ * first, share it.
  *
  * Second witness: a PMD table of hugetlb memory carries the number of its further users
  * (ptdesc.pt_share_count, since 6.13). It also knows of processes that were not looked at.
@@ -84,7 +85,8 @@ static int64_t confirm(struct pt_machine *m, const struct pt_table_set *set, str
         bool lives = n == 0 || r < 0 || pt_task_still(m, mem->task, mem->mm);
         for (size_t k = 0; r == 0 && k < n; k++) {
             struct pt_link *l = &mem->link[link[k] - mem->link];
-            /* No entry leads to a table that was put aside: another way to it is the better claim. */
+            /* No entry leads to a table that was put aside, so this cannot be asked again: another
+             * way to it is the better claim. */
             if (lives && frame[k] == pt_link_frame(l) && !(l->table & PT_LINK_HELD)) continue;
             l->table |= PT_LINK_GONE;
             mem->moving++;
@@ -130,7 +132,7 @@ static unsigned sharers(const struct slot *s)
 
 unsigned pt_table_sharers(const struct pt_table_set *set, const struct pt_link *link)
 {
-    return sharers(&set->slot[slot_of(set, pt_link_frame(link))]);
+    return link->table & PT_LINK_GONE ? 1 : sharers(&set->slot[slot_of(set, pt_link_frame(link))]);
 }
 
 static int note_sharing(struct pt_found *found, const struct slot *s, size_t *cap)
@@ -154,18 +156,22 @@ static int note_sharing(struct pt_found *found, const struct slot *s, size_t *ca
     return 0;
 }
 
-static void sum_memory(struct pt_table_set *set, struct pt_found *found, size_t index)
+static void sum_memory(struct pt_table_set *set, struct pt_found *found, size_t index, bool asked)
 {
     struct pt_memory *mem = &found->memory[index];
     double proportional = 0;
     for (size_t k = 0; k < mem->links; k++) {
         const struct pt_link *l = &mem->link[k];
-        if (l->table & PT_LINK_GONE) continue;
-        struct slot *s = &set->slot[slot_of(set, pt_link_frame(l))];
-        if (s->last == index + 1) continue;    /* a table that it reaches twice */
-        s->last = (uint32_t)(index + 1);
         uint64_t bytes = pt_link_level(l) == PT_PGD ? found->pgd_bytes : SR_PAGE;
-        unsigned n = sharers(s);
+        unsigned n = mem->processes;
+        if (l->table & PT_LINK_GONE) {
+            found->distinct += asked ? bytes : 0;
+        } else {
+            struct slot *s = &set->slot[slot_of(set, pt_link_frame(l))];
+            if (s->last == index + 1) continue;    /* a table that it reaches twice */
+            s->last = (uint32_t)(index + 1);
+            n = sharers(s);
+        }
         mem->tables[pt_link_level(l)]++;
         mem->held += (l->table & PT_LINK_HELD) != 0;
         mem->linked += bytes;
@@ -198,7 +204,7 @@ int pt_count(struct pt_machine *m, const struct pt_request *q, struct pt_found *
         found->distinct += s->level == PT_PGD ? found->pgd_bytes : SR_PAGE;
         if (m) r = note_sharing(found, s, &cap);
     }
-    for (size_t i = 0; r == 0 && i < found->memories; i++) sum_memory(&set, found, i);
+    for (size_t i = 0; r == 0 && i < found->memories; i++) sum_memory(&set, found, i, asked[i]);
     if (r == 0 && q->region_count) r = pt_regions(m, q, found, &set);
     free(asked);
     free(set.slot);

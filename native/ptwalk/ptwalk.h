@@ -56,7 +56,7 @@ struct pt_link {
 #define PT_LINK_HELD UINT64_C(0x8)       /* a PTE table put aside for the day a huge page is split */
 #define PT_LINK_HUGE UINT64_C(0x10)      /* a PMD table with at least one huge entry */
 #define PT_LINK_SPLIT UINT64_C(0x20)     /* a PMD table with at least one PTE table */
-#define PT_LINK_GONE UINT64_C(0x40)      /* was not there any more in the end: counts for nothing */
+#define PT_LINK_GONE UINT64_C(0x40)      /* not there any more in the end: see count.c */
 static inline uint64_t pt_link_frame(const struct pt_link *l) { return sr_align_down(l->table, SR_PAGE); }
 static inline enum pt_level pt_link_level(const struct pt_link *l) { return l->table & PT_LINK_LEVEL; }
 

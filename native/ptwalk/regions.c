@@ -59,7 +59,7 @@ int pt_regions(const struct pt_machine *m, const struct pt_request *q, struct pt
         for (size_t k = 0; mem->vmas && k < mem->links; k++) {
             const struct pt_link *l = &mem->link[k];
             enum pt_level level = pt_link_level(l);
-            if (l->table & PT_LINK_GONE || level > PT_PUD) continue;
+            if (level > PT_PUD) continue;
             /* A table that was put aside serves somewhere in the GiB of its PMD table. */
             uint64_t covers = pt_entry_span(f, l->table & PT_LINK_HELD ? PT_PMD : level) * PT_ENTRIES;
             int large, region = owner(mem, l->va, l->va + covers, &large);

@@ -3,10 +3,14 @@
  * Nothing stops the process meanwhile: a table may be freed, and used for anything, between the
  * look at its parent and the look at itself. But the kernel clears a parent's entry before it frees
  * the child. So each child is read first and its parent's entry then read again: if it still leads
- * to the child, what was read was that table. If not, the child is taken from what the entry leads
- * to now, a few times; then it is given up and counted as moving. Of a table whose content is of no
- * interest (PTE tables, unless leaves are counted) only the address is kept; that came from a parent
- * which was proved in this way.
+ * to the child, what was read was that table. If not, nothing that the entry says can be believed,
+ * since the parent too may be something else by now: the way is looked for again from the PGD, and
+ * believed if all its entries are the same when read once more. That is done a few times; then the
+ * child is given up and counted as moving. Of a table whose content is of no interest (PTE tables,
+ * unless leaves are counted) only the address is kept; that came from a parent which was proved.
+ *
+ * Children and the entries that lead to them are read in one fetch, in that order: with a pause in
+ * between, a process that maps and unmaps in a loop could have put the same table back.
  *
  * The memory itself is held by the task: if the task has it before and after, it was not freed in
  * between. The kernel's own count, pgtables_bytes, is read before and after too, and while it
@@ -16,7 +20,9 @@
 
 #include <stdlib.h>
 
-enum { TRIES = 6, ROUNDS = 4, PIECE = 128 };
+/* PIECE: with the entries, one run of the BPF program. SEARCHES: in one walk; where more of it changed,
+ * the next round is the better try. */
+enum { TRIES = 6, ROUNDS = 4, PIECE = 32, SEARCHES = 512 };
 
 /* A table to be read. */
 struct step {
@@ -71,57 +77,91 @@ static bool take_table(struct pt_machine *m, struct pt_memory *mem, const struct
     return true;
 }
 
+static enum pt_level parent_level(const struct pt_format *f, enum pt_level level)
+{
+    enum pt_level parent = PT_PGD;
+    while (parent > level && pt_child_level(f, parent) != level) parent = pt_child_level(f, parent);
+    return parent;
+}
+
+/* Finds the way to s->va, down to a table of s->level. False if there is none, or it does not hold
+ * still; *none tells which. */
+static bool find_again(struct pt_machine *m, const struct pt_memory *mem, struct step *s, bool *none)
+{
+    const struct pt_format *f = &m->format;
+    uint64_t first[PT_LEVELS], second[PT_LEVELS];
+    enum pt_level of[PT_LEVELS];
+    struct pt_want want[PT_LEVELS];
+    size_t n = 0;
+    uint64_t frame = mem->pgd - m->direct;
+    *none = true;
+    for (enum pt_level level = PT_PGD; level > s->level; level = pt_child_level(f, level)) {
+        want[n] = (struct pt_want){.at = m->direct + frame + 8 * pt_index(f, level, s->va), .to = &second[n], .len = 8};
+        if (!pt_get(m->reader, want[n].at, &first[n], 8)) return false;
+        struct pt_entry e = pt_decode(f, level, first[n]);
+        of[n++] = level;
+        if (e.kind != PT_TABLE) break;
+        frame = e.frame;
+        *none = pt_child_level(f, level) > s->level;
+    }
+    if (pt_fetch(m->reader, want, n) < 0) return false;
+    /* The processor sets accessed and dirty bits meanwhile: only where an entry leads must be the same. */
+    for (size_t i = 0; i < n; i++) {
+        struct pt_entry x = pt_decode(f, of[i], first[i]), y = pt_decode(f, of[i], second[i]);
+        if (!want[i].ok || x.kind != y.kind || x.frame != y.frame) {
+            *none = false;
+            return false;
+        }
+    }
+    s->frame = frame;
+    s->parent = want[n - 1].at;
+    return !*none;
+}
+
+/* What to do with a child whose parent led elsewhere: true if it is to be read again. */
+static bool retry(struct pt_machine *m, struct pt_memory *mem, struct step *s, unsigned *searches)
+{
+    while (++s->tries < TRIES && *searches > 0) {
+        bool none;
+        --*searches;
+        if (find_again(m, mem, s, &none)) return true;
+        if (none) return false;    /* unmapped: not there, and not missing */
+    }
+    mem->moving++;
+    return false;
+}
+
 /* Reads the tables of `now` and puts their children into `next`. */
 static int read_level(struct pt_machine *m, struct pt_memory *mem, struct steps *now, bool leaves, struct steps *next,
-                      struct reserves *reserves)
+                      struct reserves *reserves, unsigned *searches)
 {
     static uint64_t table[PIECE][PT_ENTRIES];    /* one walk at a time */
-    struct pt_want want[PIECE];
-    uint64_t again[PIECE];
     while (now->count) {
-        size_t n = sr_min(PIECE, now->count);
+        struct pt_want want[2 * PIECE];
+        uint64_t again[PIECE];
+        size_t n = sr_min(PIECE, now->count), left = 0;
         struct step *s = now->at + now->count - n;
-        for (size_t i = 0; i < n; i++)
-            want[i] = (struct pt_want){.at = m->direct + s[i].frame, .to = table[i], .len = 8 * pt_user_entries(s[i].level)};
-        int r = pt_fetch(m->reader, want, n);
-        if (r < 0) return r;
-        bool read[PIECE];
         for (size_t i = 0; i < n; i++) {
-            read[i] = want[i].ok;
+            want[i] = (struct pt_want){.at = m->direct + s[i].frame, .to = table[i], .len = 8 * pt_user_entries(s[i].level)};
             /* The PGD has no parent; that the task has it is checked by the caller. */
             uint64_t at = s[i].parent ? s[i].parent : m->direct + s[i].frame;
-            want[i] = (struct pt_want){.at = at, .to = &again[i], .len = 8};
+            want[n + i] = (struct pt_want){.at = at, .to = &again[i], .len = 8};
         }
-        r = pt_fetch(m->reader, want, n);
+        int r = pt_fetch(m->reader, want, 2 * n);
         if (r < 0) return r;
-
-        struct step retry[PIECE];
-        size_t retries = 0;
         for (size_t i = 0; i < n; i++) {
-            if (s[i].parent == 0) {
-                if (read[i] && !take_table(m, mem, &s[i], table[i], leaves, next, reserves)) return -12;
-                continue;
-            }
-            m->reread++;
-            /* Of which level the parent is follows from the child's; the decoding is the same. */
-            struct pt_entry e = pt_decode(&m->format, s[i].level + 1 < PT_PGD ? s[i].level + 1 : PT_PGD, want[i].ok ? again[i] : 0);
-            if (e.kind == PT_TABLE && e.frame == s[i].frame && read[i]) {
+            struct pt_entry e = pt_decode(&m->format, parent_level(&m->format, s[i].level), want[n + i].ok ? again[i] : 0);
+            bool led_here = s[i].parent == 0 || (e.kind == PT_TABLE && e.frame == s[i].frame);
+            m->reread += s[i].parent != 0;
+            if (want[i].ok && led_here) {
                 if (!take_table(m, mem, &s[i], table[i], leaves, next, reserves)) return -12;
                 continue;
             }
             m->changed++;
-            if (e.kind != PT_TABLE) continue;
-            if (s[i].tries + 1 >= TRIES) {
-                mem->moving++;
-                continue;
-            }
-            retry[retries] = s[i];
-            retry[retries].frame = e.frame;
-            retry[retries++].tries++;
+            struct step once_more = s[i];
+            if (s[i].parent && retry(m, mem, &once_more, searches)) s[left++] = once_more;
         }
-        now->count -= n;
-        memcpy(now->at + now->count, retry, retries * sizeof retry[0]);
-        now->count += retries;
+        now->count -= n - left;
     }
     return 0;
 }
@@ -198,10 +238,11 @@ static int walk_once(struct pt_machine *m, struct pt_memory *mem, bool leaves)
     mem->moving = 0;
     mem->held_unknown = false;
     memset(mem->leaves, 0, sizeof mem->leaves);
+    unsigned searches = SEARCHES;
     int r = PT_GROW(now.at, now.cap, 0) ? 0 : -12;
     if (r == 0) now.at[now.count++] = (struct step){.frame = mem->pgd - m->direct, .level = PT_PGD};
     while (r == 0 && now.count) {
-        r = read_level(m, mem, &now, leaves, &next, &reserves);
+        r = read_level(m, mem, &now, leaves, &next, &reserves, &searches);
         struct steps read = now;
         now = next;
         next = (struct steps){read.at, 0, read.cap};
