@@ -135,3 +135,96 @@ def reserve() -> Iterator[Callable[[int], None]]:
     yield grow
     if added:
         POOL.write_text(str(max(0, int(POOL.read_text()) - added)))
+
+
+@pytest.fixture(scope="session")
+def nobodys_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An interpreter with this package that any user may run.
+
+    Home directories are often closed to others, so the one that runs the tests may not do: a virtual
+    environment of the system's Python gets a copy of what is installed here, outside of any home.
+    """
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="sharedregion-nobody-", dir="/var/tmp")
+    try:
+        Path(folder).chmod(0o755)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        system = shutil.which(version, path="/usr/bin:/usr/local/bin")
+        if system is None:
+            pytest.skip(f"there is no {version} outside a home directory")
+        subprocess.run([system, "-m", "venv", "--without-pip", folder], check=True)
+        packages = Path(folder, "lib", version, "site-packages")
+        here = Path(__import__("sharedregion").__file__).parent.parent
+        for name in os.listdir(here):
+            if name.split("-")[0].lower().startswith(
+                ("numpy", "sharedregion", "click", "rich", "psutil", "posix_ipc", "pygments", "markdown_it", "mdurl")
+            ):
+                source = here / name
+                copy = shutil.copytree if source.is_dir() else shutil.copy2
+                copy(source, packages / name)
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        yield str(Path(folder, "bin", "python"))
+    finally:
+        shutil.rmtree(folder)
+
+
+NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]
+
+
+@pytest.fixture
+def as_nobody(nobodys_python: str) -> Iterator[Callable[..., str]]:
+    """as_nobody(code): runs it as an ordinary user, with sharedregion as sr; what it printed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run_one(code: str, *, expect: int = 0, wait: bool = True) -> "str | subprocess.Popen[str]":
+        command = [*NOBODY, nobodys_python, "-c", f"import sys, sharedregion as sr\n{code}"]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+        if not wait:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", env=environment
+            )
+            started.append(process)
+            return process
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, cwd="/", env=environment, check=False
+        )
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if expect == 0 else done.stdout + done.stderr
+
+    yield run_one
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Callable[[int], list[str]]]:
+    """memory_group(bytes): a memory cgroup with that limit; returns the command prefix that enters it."""
+    made: list[Path] = []
+
+    def make(limit: int) -> list[str]:
+        for base, file in (
+            (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+            (Path("/sys/fs/cgroup"), "memory.max"),
+        ):
+            group = base / f"sharedregion-test-{secrets.token_hex(4)}"
+            if not (base / "cgroup.procs").exists():
+                continue
+            try:
+                group.mkdir()
+            except OSError:
+                continue
+            made.append(group)
+            if (group / file).exists():
+                (group / file).write_text(str(limit))
+                return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+        pytest.skip("no memory cgroup can be made here")
+
+    yield make
+    for group in made:
+        group.rmdir()

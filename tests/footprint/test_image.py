@@ -395,7 +395,7 @@ def test_a_drawn_machine_is_read_as_it_was_drawn(
     assert second["held_tables"] == 2
     assert first["linked_bytes"] == pgd + (p4d + 2) * PAGE
     assert first["shared_bytes"] == second["shared_bytes"] == PAGE
-    assert second["leaves"] == {"4k": 3, "2m": 3, "1g": 1}
+    assert second["leaves"] == {"4k": 3, "2m": 3, "1g": 1, "full_tables": 0}
     for process in (first, second):
         assert process["linked_bytes"] == process["vm_pte_bytes"] + pgd + p4d * PAGE
         assert process["moving"] == 0
