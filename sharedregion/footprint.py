@@ -80,15 +80,20 @@ class TableCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeafCounts:
-    """Entries that map a page, by the size of the page."""
+    """Entries that map a page, by the size of the page.
+
+    `full_tables` are PTE tables with an entry in every place: those that a 2 MiB page would do without.
+    It is 0 in an estimate.
+    """
 
     small: int
     large: int
     huge: int
+    full_tables: int
 
     def to_dict(self) -> dict[str, int]:
-        """Keys `4k`, `2m`, `1g`."""
-        return {"4k": self.small, "2m": self.large, "1g": self.huge}
+        """Keys `4k`, `2m`, `1g`, `full_tables`."""
+        return {"4k": self.small, "2m": self.large, "1g": self.huge, "full_tables": self.full_tables}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -484,7 +489,7 @@ def _process(of: dict[str, Any], names: Sequence[str]) -> ProcessFootprint:
         regions=tuple(_region(region, names) for region in _objects(of, "regions")),
         leaves=leaves
         if leaves is None
-        else LeafCounts(*(_number(leaves, key) for key in ("4k", "2m", "1g"))),
+        else LeafCounts(*(_number(leaves, key) for key in ("4k", "2m", "1g", "full_tables"))),
     )
 
 

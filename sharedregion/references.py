@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +70,22 @@ def _reduce(array: Array) -> Any:
     return claim, (head["name"], head["id"], head["uid"], what)
 
 
+def _known(identity: bytes, writable: bool) -> Region | None:
+    """A handle of this process that still has the region mapped, closed or not."""
+    for access in {writable, True}:
+        handle = _handles.get((identity, access))
+        if handle is not None and handle._mapped:
+            return handle
+    return None
+
+
 def attach_same(name: str, identity: bytes, uid: int, *, writable: bool = False) -> Region:
-    """A handle of exactly that region: one of this process if there is one. RegionNotFound."""
+    """A handle of exactly that region: an open one of this process if there is one. RegionNotFound."""
     from sharedregion.region import Region
 
-    for known in ((identity, writable), (identity, True)):
-        handle = _handles.get(known)
-        if handle is not None and not handle.closed:
-            return handle
+    handle = _known(identity, writable)
+    if handle is not None and not handle.closed:
+        return handle
     region = Region._attach(name, writable, uid)
     if region._head()["id"] != identity:
         region.close()
@@ -89,17 +97,13 @@ def claim(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Array:
     """The array that a reference stands for. ObjectNotFound if its object is gone."""
     entry, seq, block, row, start, dtype, shape, strides, writable = what
     try:
-        region = attach_same(name, identity, uid, writable=writable)
-    except RegionNotFound as error:
-        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
-    try:
+        region = _known(identity, writable) or attach_same(name, identity, uid, writable=writable)
         pin = region._get_exact(entry, seq)
-    except RegionClosed as error:
-        raise ObjectNotFound(f"the region '{name}' that the object lay in is closed") from error
-    finally:
-        # Taken over, or never to be had: either way the sender need not hold it any more.
-        region._claim(row, block)
-    array: Array = np.ndarray(shape, np.dtype(dtype), pin, start, strides)
+    except (RegionNotFound, RegionClosed) as error:
+        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+    # Held here by now: the sender need not hold it any more.
+    region._claim(row, block)
+    array: Array = np.ndarray(shape, np.dtype(dtype), cast(Any, pin), start, strides)
     if not writable:
         array.flags.writeable = False
     _native.settle()

@@ -83,6 +83,7 @@ struct pt_memory {
     size_t links, link_cap;
     unsigned moving;         /* what did not hold still: see walk.c */
     uint64_t leaves[3];      /* 4 KiB, 2 MiB, 1 GiB entries */
+    uint64_t full;           /* PTE tables with all entries: a 2 MiB page would do without them */
     bool held_unknown;       /* tables put aside could not be counted */
     struct pt_vma *vma;
     size_t vmas;

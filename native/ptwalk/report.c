@@ -113,8 +113,8 @@ static void put_process(const struct pt_request *q, const struct pt_found *found
     }
     putchar(']');
     if (q->leaves)
-        printf(",\"leaves\":{\"4k\":%llu,\"2m\":%llu,\"1g\":%llu}", (unsigned long long)mem->leaves[0],
-               (unsigned long long)mem->leaves[1], (unsigned long long)mem->leaves[2]);
+        printf(",\"leaves\":{\"4k\":%llu,\"2m\":%llu,\"1g\":%llu,\"full_tables\":%llu}", (unsigned long long)mem->leaves[0],
+               (unsigned long long)mem->leaves[1], (unsigned long long)mem->leaves[2], (unsigned long long)mem->full);
     put_regions(q, mem);
     putchar('}');
 }

@@ -49,6 +49,7 @@ static bool take_table(struct pt_machine *m, struct pt_memory *mem, const struct
     const struct pt_format *f = &m->format;
     uint64_t span = pt_entry_span(f, s->level), marks = 0, address = m->direct + s->frame;
     enum pt_level child = s->level == PT_PTE ? PT_PTE : pt_child_level(f, s->level);
+    uint64_t small = mem->leaves[PT_PTE];
     size_t self = mem->links;
     if (!add_link(mem, s->frame, s->level, s->va, 0)) return false;
     for (unsigned i = 0; i < pt_user_entries(s->level); i++) {
@@ -69,6 +70,7 @@ static bool take_table(struct pt_machine *m, struct pt_memory *mem, const struct
             next->at[next->count++] = (struct step){.frame = e.frame, .va = va, .parent = address + 8 * i, .level = child};
         }
     }
+    if (s->level == PT_PTE) mem->full += mem->leaves[PT_PTE] - small == PT_ENTRIES;
     if (s->level != PT_PMD) return true;
     mem->link[self].table |= marks;
     if (!(marks & PT_LINK_HUGE)) return true;
@@ -238,6 +240,7 @@ static int walk_once(struct pt_machine *m, struct pt_memory *mem, bool leaves)
     mem->moving = 0;
     mem->held_unknown = false;
     memset(mem->leaves, 0, sizeof mem->leaves);
+    mem->full = 0;
     unsigned searches = SEARCHES;
     int r = PT_GROW(now.at, now.cap, 0) ? 0 : -12;
     if (r == 0) now.at[now.count++] = (struct step){.frame = mem->pgd - m->direct, .level = PT_PGD};

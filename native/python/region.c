@@ -223,8 +223,10 @@ static PyObject *region_get_exact(PyObject *object, PyObject *args)
     srp_region *self = (srp_region *)object;
     unsigned entry;
     unsigned long long seq;
-    struct sr_region *r = srp_open(self);
-    if (r == NULL || !PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
+    /* For references also after close(), while arrays hold the region. */
+    struct sr_region *r = self->r;
+    if (r == NULL) return closed_error();
+    if (!PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
     struct sr_error e;
     struct sr_found f;
     if (sr_catalog_get_exact(r, entry, seq, &f, &e) < 0) return srp_raise(&e);
@@ -532,6 +534,7 @@ static PyObject *region_tickets(PyObject *object, PyObject *unused)
 
 static PyObject *region_get_closed(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->closed || ((srp_region *)o)->r == NULL); }
 static PyObject *region_get_writable(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->r && ((srp_region *)o)->r->writable); }
+static PyObject *region_get_mapped(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->r != NULL); }
 static PyObject *region_get_held(PyObject *o, void *u) { (void)u; return PyLong_FromSsize_t(((srp_region *)o)->pins); }
 static Py_ssize_t region_length(PyObject *object)
 {
@@ -569,6 +572,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getset[] = {
     {"closed", region_get_closed, NULL, NULL, NULL},
     {"writable", region_get_writable, NULL, NULL, NULL},
+    {"_mapped", region_get_mapped, NULL, NULL, NULL},
     {"_held", region_get_held, NULL, NULL, NULL},
     {0},
 };
