@@ -86,4 +86,3 @@ def _look(region: Region, leaves: bool) -> Footprint:
 
 
 Region._look = _look
-

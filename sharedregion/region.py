@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import secrets
@@ -298,7 +299,9 @@ class Region(_native.RegionHandle):
         if self.closed:
             return f"<Region {self.name!r}, closed>"
         mode = "writable" if self.writable else "read-only"
-        return f"<Region {self.name!r}: {self.backend}, {format_size(self.size)}, {len(self)} objects, {mode}>"
+        return (
+            f"<Region {self.name!r}: {self.backend}, {format_size(self.size)}, {len(self)} objects, {mode}>"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A region travels as its name and identity, and is attached for reading."""
@@ -326,7 +329,9 @@ class Region(_native.RegionHandle):
             if version is not None:
                 return version
             if deadline is not None and clock() >= deadline:
-                raise RegionTimeout(f"object {name!r} of region '{self.name}' had no newer version within {timeout} s")
+                raise RegionTimeout(
+                    f"object {name!r} of region '{self.name}' had no newer version within {timeout} s"
+                )
 
     def seal(self) -> None:
         """Refuse every later put, allocate, publish and delete, by anyone. It cannot be undone."""
@@ -470,10 +475,15 @@ def create(
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
         raise ValueError(f"mode {mode!r} is not a set of permission bits between 0 and 0o777")
     _native.check_name(name)
-    if not replace and (head := _peek(name)) is not None and (head["live"] or head["flags"] & _native.PERSIST):
+    if (
+        not replace
+        and (head := _peek(name)) is not None
+        and (head["live"] or head["flags"] & _native.PERSIST)
+    ):
         raise _exists(name)
     failures: list[str] = []
     remedy: str | None = None
+    number: int | None = None
     candidates = _policy.choose(gather(), request)
     for candidate in candidates:
         if not candidate.usable:
@@ -496,15 +506,26 @@ def create(
             )
         except BackendUnavailable as error:
             failures.append(f"{candidate.name}: {error.message} ({os.strerror(error.errno or 0)})")
+            number = error.errno
+            if number == errno.ENOSPC and _native.SHM_DIR in error.message:
+                remedy = f"make room: df {_native.SHM_DIR} says how full it is"
             _log.info("backend %s does not serve region %r: %s", candidate.name, name, error)
             continue
         region._settle_in(None)
         level = logging.WARNING if candidate.backend == "shm" and bytes_wanted >= 2 << 20 else logging.INFO
-        _log.log(level, "region %r of %s is made of %s: %s", name, format_size(bytes_wanted), candidate.name, reason)
+        _log.log(
+            level,
+            "region %r of %s is made of %s: %s",
+            name,
+            format_size(bytes_wanted),
+            candidate.name,
+            reason,
+        )
         return region
     raise BackendUnavailable(
         f"no memory for a region of {format_size(bytes_wanted)}: " + "; ".join(failures),
         remedy or "sharedregion.backends() says what each kind of memory needs",
+        number,
     )
 
 

@@ -158,8 +158,22 @@ def nobodys_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         packages = Path(folder, "lib", version, "site-packages")
         here = Path(__import__("sharedregion").__file__).parent.parent
         for name in os.listdir(here):
-            if name.split("-")[0].lower().startswith(
-                ("numpy", "sharedregion", "click", "rich", "psutil", "posix_ipc", "pygments", "markdown_it", "mdurl")
+            if (
+                name.split("-")[0]
+                .lower()
+                .startswith(
+                    (
+                        "numpy",
+                        "sharedregion",
+                        "click",
+                        "rich",
+                        "psutil",
+                        "posix_ipc",
+                        "pygments",
+                        "markdown_it",
+                        "mdurl",
+                    )
+                )
             ):
                 source = here / name
                 copy = shutil.copytree if source.is_dir() else shutil.copy2

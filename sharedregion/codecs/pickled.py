@@ -74,7 +74,9 @@ def place(region: Place, name: str, value: object, flags: int) -> int:
     draft = region._begin(name, NUMBER, flags, b"", made.size)
     view = memoryview(draft)
     head = struct.pack("<QQ", len(made.buffers), len(made.body))
-    head += b"".join(struct.pack("<QQ", at, part.nbytes) for at, part in zip(made.offsets, made.buffers, strict=True))
+    head += b"".join(
+        struct.pack("<QQ", at, part.nbytes) for at, part in zip(made.offsets, made.buffers, strict=True)
+    )
     view[: len(head)] = head
     view[len(head) : len(head) + len(made.body)] = made.body
     for at, part in zip(made.offsets, made.buffers, strict=True):

@@ -16,7 +16,7 @@ def make(
     request: pytest.FixtureRequest, pool: Callable[[int, int], None], unique: str
 ) -> Iterator[Callable[..., sr.Region]]:
     """Makes regions of one kind: make(suffix="", size=..., **what create takes)."""
-    kind, _, place = request.param.partition("-memfd")
+    kind = request.param.removesuffix("-memfd")
     made: list[sr.Region] = []
     if kind == "hugetlb-2m":
         pool(2 << 20, 64)

@@ -71,7 +71,7 @@ def test_closed_says_so(make: Make) -> None:
         lambda: "x" in region,
         lambda: len(region),
         lambda: list(region),
-        lambda: region.stats(),
+        region.stats,
         lambda: region.version("x"),
         lambda: region.zeros("z", 3),
     ):

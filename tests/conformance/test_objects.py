@@ -6,7 +6,6 @@ from collections.abc import Callable, MutableMapping
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sharedregion as sr
@@ -61,7 +60,11 @@ def test_fortran_order_is_kept(region: sr.Region) -> None:
     assert region["a"].flags.f_contiguous and not region["a"].flags.c_contiguous
 
 
-@given(array=hnp.arrays(hnp.array_dtypes(max_size=4) | hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_dims=4)))
+@given(
+    array=hnp.arrays(
+        hnp.array_dtypes(max_size=4) | hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_dims=4)
+    )
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_array(region: sr.Region, array: np.ndarray) -> None:
     """Arrays of any dtype without objects, structured ones too."""
@@ -201,10 +204,12 @@ def test_allocate(region: sr.Region, reader: sr.Region) -> None:
         y[:] = 7
     assert (reader["y"] == 7).all() and not y.flags.writeable
     before = region.stats().used
-    with pytest.raises(RuntimeError), region.allocate("z", 1000) as z:
-        z[:] = 1
-        raise RuntimeError
-    del z
+    filling = region.allocate("z", 1000)
+    z = filling.__enter__()
+    z[:] = 1
+    with pytest.raises(RuntimeError):
+        filling.__exit__(RuntimeError, RuntimeError("the block fails"), None)
+    del z, filling
     assert "z" not in region and region.stats().used == before
     region._check()
 
@@ -263,7 +268,7 @@ def test_read_only_members_change_nothing(region: sr.Region, reader: sr.Region) 
         lambda: reader.publish("x"),
         lambda: reader.zeros("y", 3),
         lambda: reader.allocate("y", 3).__enter__(),
-        lambda: reader.seal(),
+        reader.seal,
     ):
         with pytest.raises(sr.ReadOnlyRegion) as caught:
             change()
@@ -291,4 +296,8 @@ def test_errors_survive_pickling(region: sr.Region) -> None:
         region["b"] = np.zeros(region.size + 1, "u1")
     again = pickle.loads(pickle.dumps(caught.value))
     assert type(again) is sr.RegionFull and str(again) == str(caught.value)
-    assert (again.wanted, again.errno, again.remedy) == (caught.value.wanted, caught.value.errno, caught.value.remedy)
+    assert (again.wanted, again.errno, again.remedy) == (
+        caught.value.wanted,
+        caught.value.errno,
+        caught.value.remedy,
+    )

@@ -138,7 +138,7 @@ def test_ticket_holds_the_block(unique: str) -> None:
     with sr.create(unique, size="1 MiB") as region:
         region["x"] = np.full(50_000, 1, "u1")
         sent = ForkingPickler.dumps(region["x"])
-        for n in range(40):
+        for _ in range(40):
             region["y"] = np.full(50_000, 9, "u1")
         seen = pickle.loads(sent)
         assert (seen == 1).all()

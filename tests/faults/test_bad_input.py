@@ -23,7 +23,9 @@ def nothing_changes() -> Iterator[None]:
 
     def state() -> tuple[int, int]:
         maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "sharedregion" in line]
-        return len(os.listdir("/proc/self/fd")), len([line for line in maps if "/dev/shm" in line or "memfd" in line])
+        return len(os.listdir("/proc/self/fd")), len(
+            [line for line in maps if "/dev/shm" in line or "memfd" in line]
+        )
 
     before = state()
     yield
@@ -84,7 +86,7 @@ def test_region_names(name: str) -> None:
             verb()
 
 
-@pytest.mark.parametrize("name", ["x" * 230, "ü" * 115, "日本", ". .", "-rf", "a.catalog", "%s%n", 'q"\''])
+@pytest.mark.parametrize("name", ["x" * 230, "ü" * 115, "日本", ". .", "-rf", "a.catalog", "%s%n", "q\"'"])
 def test_unusual_names_work(name: str) -> None:
     """Every other name works."""
     with sr.create(name, size=4096) as region:
@@ -184,7 +186,10 @@ def test_another_build(unique: str) -> None:
 
 def test_swapped_segments(unique: str) -> None:
     """Segments of another region under this name are never taken for its own."""
-    with sr.create(unique, size="1 MiB", backend="shm") as a, sr.create(unique + "-b", size="1 MiB", backend="shm") as b:
+    with (
+        sr.create(unique, size="1 MiB", backend="shm") as a,
+        sr.create(unique + "-b", size="1 MiB", backend="shm") as b,
+    ):
         a["x"], b["x"] = 1, 2
         segment(unique, "data").rename(segment(unique, "keep"))
         shutil.copy(segment(unique + "-b", "data"), segment(unique, "data"))
@@ -210,7 +215,9 @@ def test_another_users_region(unique: str, as_nobody) -> None:
         assert "belongs to user 0" in as_nobody(f"sr.attach({unique!r})", expect=1)
         assert as_nobody(f"print(sr.attach({unique!r}, owner='root')['x'].sum())").strip() == "45"
         assert "pickle" in as_nobody(f"sr.attach({unique!r}, owner=0)['d']", expect=1)
-        assert as_nobody(f"print(sr.attach({unique!r}, owner=0, allow_pickle=True)['d'])").strip() == "{'a': 1}"
+        assert (
+            as_nobody(f"print(sr.attach({unique!r}, owner=0, allow_pickle=True)['d'])").strip() == "{'a': 1}"
+        )
         assert "RegionDenied" in as_nobody(f"sr.attach({unique!r}, owner=0, writable=True)", expect=1)
 
 
@@ -263,7 +270,9 @@ def test_keeper_killed(unique: str, run) -> None:
         commit_all=False, reason=None, keeper=sr.region._KEEPER,
     )._settle_in(None)  # fmt: skip
     region["x"] = np.arange(100)
-    keeper = subprocess.run(["pgrep", "-f", f"sharedregion-keeper {unique} "], capture_output=True, text=True, check=True)
+    keeper = subprocess.run(
+        ["pgrep", "-f", f"sharedregion-keeper {unique} "], capture_output=True, text=True, check=True
+    )
     pid = int(keeper.stdout)
     assert os.getsid(pid) == pid, "a session of its own"
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -371,7 +380,9 @@ assert region["small"].sum() == 20 << 20
 """
     program = tmp_path / "limited.py"
     program.write_text(code)
-    done = subprocess.run([*enter, sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*enter, sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["full", "True", "unavailable", "True"]
 
