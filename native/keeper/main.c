@@ -126,6 +126,9 @@ int main(int argc, char **argv)
     keeper.gid = st.st_gid;
     prctl(PR_SET_NAME, "sr-keeper");
     int status = run(strcmp(argv[4], "persist") == 0);
+    /* The memory first: when the names are gone, it is free for the next. */
+    sr_sys->close(FD_DATA_RW);
+    sr_sys->close(FD_DATA_RO);
     if (status == 0) remove_names(argv + 5, argc - 5);
     return status;
 }

@@ -208,20 +208,55 @@ void sr_region__await_removal(int members_fd, uint32_t rows)
     for (int slice = 0; slice < REMOVAL_SLICES && sr_sys_held(members_fd, 0, rows) > 1; slice++) sr_region__pause();
 }
 
+/* The keeper gives the memory back and removes the names; its socket goes last. Waiting for that
+ * makes close() mean what it says: the next region finds the huge pages free. */
+static void await_keeper(int dir, int members_fd, const struct sr_head *head)
+{
+    char socket[SR_FILE_NAME];
+    struct stat st;
+    sr_region__socket_name(socket, head->hd_id);
+    for (int slice = 0; slice < REMOVAL_SLICES; slice++) {
+        if (sr_sys->fstatat(dir, socket, &st, AT_SYMLINK_NOFOLLOW) < 0) return;
+        if (sr_sys_held(members_fd, 0, head->hd_rows) == 1) return;    /* somebody has joined */
+        sr_region__pause();
+    }
+}
+
+static void leave_names(const struct sr_head *head, int *members_fd)
+{
+    SR_FD dir = sr_region__open_dir(NULL);
+    if (dir < 0) return;
+    /* Granted only when no member is left; and as long as it is held, nobody can become one. */
+    int got = sr_sys_lock(*members_fd, 0, head->hd_rows, false);
+    if (got < 0 && sr_sys_held(*members_fd, 0, head->hd_rows) == 1) return;
+    if (!(head->hd_flags & SR_HEAD_KEPT)) {
+        if (got == 0) sr_region__remove_names(dir, head);
+        else sr_region__await_removal(*members_fd, head->hd_rows);
+        return;
+    }
+    char path[SR_SOCKET_PATH];
+    sr_region__socket_path(path, head->hd_id);
+    if (got == 0) {
+        int probe = sr_keeper_fetch(path, head->hd_uid, false);
+        bool dead = probe == -ECONNREFUSED || probe == -ENOENT;
+        sr_sys_close(&probe);
+        if (dead) {
+            sr_region__remove_names(dir, head);
+            sr_sys->unlinkat(AT_FDCWD, path, 0);
+            return;
+        }
+        sr_sys_unlock(*members_fd, 0, head->hd_rows);
+    }
+    await_keeper(dir, *members_fd, head);
+}
+
 void sr_region_close(struct sr_region *r)
 {
     sr_region__untrack(r);
     SR_FD members = r->rows_count ? sr_sys_reopen(r->members_fd, O_RDWR) : -1;
     struct sr_head head = r->head;
     sr_region__free(r);
-    if (members < 0 || (head.hd_flags & SR_HEAD_PERSIST)) return;
-    /* Granted only when no member is left; and as long as it is held, nobody can become one. */
-    if (sr_sys_lock(members, 0, head.hd_rows, false) < 0) {
-        sr_region__await_removal(members, head.hd_rows);
-        return;
-    }
-    SR_FD dir = sr_region__open_dir(NULL);
-    if (dir >= 0) sr_region__remove_names(dir, &head);
+    if (members >= 0 && !(head.hd_flags & SR_HEAD_PERSIST)) leave_names(&head, &members);
 }
 
 void sr_region_retire(struct sr_region *r)
