@@ -9,6 +9,7 @@
 #include "btf.h"
 #include "sr_sys.h"
 
+#include <errno.h>
 #include <linux/btf.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -85,7 +86,7 @@ static int index_types(struct view *v, const struct btf_type *found[STRUCTURES])
 {
     uint32_t cap = v->types_len / sizeof(struct btf_type) + 2;
     v->index = malloc(cap * sizeof v->index[0]);
-    if (v->index == NULL) return -12;
+    if (v->index == NULL) return -ENOMEM;
     v->count = 1;
     for (uint32_t at = 0; v->types_len - at >= sizeof(struct btf_type);) {
         const struct btf_type *t = (const void *)(v->types + at);

@@ -12,6 +12,7 @@
  */
 #include "ptwalk.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 struct slot {
@@ -43,7 +44,7 @@ static int fill(struct pt_table_set *set, const struct pt_found *found, const bo
     free(set->slot);
     set->slot = calloc(want, sizeof set->slot[0]);
     set->mask = want - 1;
-    if (set->slot == NULL) return -12;
+    if (set->slot == NULL) return -ENOMEM;
     for (size_t i = 0; i < found->memories; i++) {
         const struct pt_memory *mem = &found->memory[i];
         for (size_t k = 0; k < mem->links; k++) {
@@ -76,7 +77,7 @@ static int64_t confirm(struct pt_machine *m, const struct pt_table_set *set, str
         const struct pt_link **link = malloc((mem->links + 1) * sizeof *link);
         uint64_t *frame = malloc((mem->links + 1) * sizeof *frame);
         size_t n = 0;
-        int r = link && frame ? 0 : -12;
+        int r = link && frame ? 0 : -ENOMEM;
         for (size_t k = 0; r == 0 && k < mem->links; k++) {
             const struct pt_link *l = &mem->link[k];
             if (!(l->table & PT_LINK_GONE) && set->slot[slot_of(set, pt_link_frame(l))].doubtful) link[n++] = l;
@@ -151,7 +152,7 @@ static int note_sharing(struct pt_found *found, const struct slot *s, size_t *ca
             return 0;
         }
     }
-    if (!PT_GROW(found->sharing, *cap, found->sharings)) return -12;
+    if (!PT_GROW(found->sharing, *cap, found->sharings)) return -ENOMEM;
     found->sharing[found->sharings++] = (struct pt_sharing){s->level, s->processes, s->links, s->share_count, 1};
     return 0;
 }
@@ -185,7 +186,7 @@ int pt_count(struct pt_machine *m, const struct pt_request *q, struct pt_found *
 {
     struct pt_table_set set = {0};
     bool *asked = calloc(found->memories + 1, sizeof *asked);
-    if (asked == NULL) return -12;
+    if (asked == NULL) return -ENOMEM;
     for (size_t i = 0; i < found->processes; i++) {
         const struct pt_process *p = &found->process[i];
         if (p->state == PT_SEEN && p->asked) asked[p->memory] = true;

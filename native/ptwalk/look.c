@@ -183,8 +183,9 @@ int pt_look(const struct pt_request *q, struct pt_found *found, struct sr_error 
         r = open_reader(&m, q, 1, &second);
         if (r < 0) {
             struct sr_error first = *e;
-            return sr_fail(e, first.code, -first.sys_errno, "%.120s%s%.40s; %.80s", first.what, first.sys_errno ? ": " : "",
-                           first.sys_errno ? strerror(first.sys_errno) : "", second.what);
+            return sr_fail(e, first.code, 0, "%.100s%s%.30s; %.60s%s%.30s", first.what, first.sys_errno ? ": " : "",
+                           first.sys_errno ? strerror(first.sys_errno) : "", second.what, second.sys_errno ? ": " : "",
+                           second.sys_errno ? strerror(second.sys_errno) : "");
         }
     }
     if (r < 0) return r;

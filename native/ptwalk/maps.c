@@ -2,6 +2,7 @@
  * that the process chose; a newline in it is written as \012 by the kernel, so lines are lines. */
 #include "ptwalk.h"
 
+#include <errno.h>
 #include <linux/ioctl.h>
 #include <stdlib.h>
 
@@ -66,7 +67,7 @@ int pt_maps_read(int fd, const struct pt_request *q, struct pt_vma **vmas, size_
 {
     char *buffer = malloc(BUFFER + 1);
     size_t held = 0, cap = 0;
-    int r = buffer ? 0 : -12;
+    int r = buffer ? 0 : -ENOMEM;
     *vmas = NULL;
     *count = 0;
     while (r == 0) {
@@ -83,7 +84,7 @@ int pt_maps_read(int fd, const struct pt_request *q, struct pt_vma **vmas, size_
             if (!parse(buffer + from, line_end + 1, &v)) continue;
             v.region = v.ino ? pt_maps_region(q, v.dev, v.ino) : -1;
             if (v.shared && (v.region >= 0 || v.end - v.start >= SR_GIB)) v.hugetlb = of_large_pages(fd, &v);
-            if (!PT_GROW(*vmas, cap, *count)) r = -12;
+            if (!PT_GROW(*vmas, cap, *count)) r = -ENOMEM;
             else (*vmas)[(*count)++] = v;
         }
         /* A name is at most a page long, four times that when escaped. */

@@ -9,6 +9,7 @@
 #include "reader.h"
 #include "sr_sys.h"
 
+#include <errno.h>
 #include <linux/bpf.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -89,7 +90,9 @@ static int load_program(int map, struct sr_error *e)
     attr.insn_cnt = SR_ARRAY_LEN(code);
     attr.license = (uintptr_t)"Dual MIT/GPL";
     memcpy(attr.prog_name, "sr_ptwalk", 10);
-    int prog = sr_sys->bpf(BPF_PROG_LOAD, &attr, sizeof attr);
+    /* The verifier gives up with -EAGAIN when a signal is pending, be it only the end of a stop. */
+    int prog = -EAGAIN;
+    for (int tries = 0; prog == -EAGAIN && tries < 200; tries++) prog = sr_sys->bpf(BPF_PROG_LOAD, &attr, sizeof attr);
     return prog < 0 ? sr_fail(e, SR_E_SYSTEM, prog, "BPF: the program that reads was not admitted") : prog;
 }
 
@@ -112,7 +115,7 @@ static int bpf_fetch(struct pt_reader *pub, struct pt_want *wants, size_t count)
         uint32_t n = 0, used = 0;
         while (done + n < count && n < REQUESTS) {
             const struct pt_want *w = &wants[done + n];
-            if (w->len > 4096) return -22;
+            if (w->len > 4096) return -EINVAL;
             if (used + w->len > DATA) break;
             request[n] = (struct request){.at = w->at, .offset = used, .len = (uint16_t)w->len, .failed = 1};
             used += (w->len + 7u) & ~7u;
@@ -139,7 +142,7 @@ static int bpf_current(struct pt_reader *pub, void *task, size_t len)
     uint64_t at = b->window->current;
     for (size_t done = 0; done < len; done += 4096) {
         uint32_t piece = (uint32_t)sr_min(4096, len - done);
-        if (!pt_get(pub, at + done, (char *)task + done, piece)) return -14;
+        if (!pt_get(pub, at + done, (char *)task + done, piece)) return -EFAULT;
     }
     return 0;
 }

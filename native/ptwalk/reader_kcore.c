@@ -7,6 +7,7 @@
 #include "reader.h"
 #include "sr_sys.h"
 
+#include <errno.h>
 #include <elf.h>
 #include <stdlib.h>
 
@@ -65,17 +66,17 @@ static int kcore_current(struct pt_reader *pub, void *task, size_t len)
     const struct kcore_reader *k = (struct kcore_reader *)pub;
     for (uint64_t at = 0; sr_range_ok(at, sizeof(Elf64_Nhdr), k->note_len);) {
         Elf64_Nhdr note;
-        if (!read_piece(k, k->note_offset + at, &note, sizeof note)) return -5;
+        if (!read_piece(k, k->note_offset + at, &note, sizeof note)) return -EIO;
         at += sizeof note;
         uint64_t name = sr_align_up(note.n_namesz, 4), body = sr_align_up(note.n_descsz, 4);
-        if (!sr_range_ok(at, name + body, k->note_len)) return -74;
+        if (!sr_range_ok(at, name + body, k->note_len)) return -EBADMSG;
         if (note.n_type == NOTE_TASK) {
-            if (note.n_descsz < len) return -74;
-            return read_piece(k, k->note_offset + at + name, task, len) ? 0 : -5;
+            if (note.n_descsz < len) return -EBADMSG;
+            return read_piece(k, k->note_offset + at + name, task, len) ? 0 : -EIO;
         }
         at += name + body;
     }
-    return -2;
+    return -ENOENT;
 }
 
 static void kcore_close(struct pt_reader *pub)

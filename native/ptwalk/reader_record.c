@@ -2,6 +2,7 @@
 #include "reader.h"
 #include "sr_sys.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 struct record_reader {
@@ -14,7 +15,7 @@ static int put(int fd, const void *data, size_t len)
 {
     for (size_t done = 0; done < len;) {
         ssize_t n = sr_sys->write(fd, (const char *)data + done, len - done);
-        if (n <= 0) return n < 0 ? (int)n : -5;
+        if (n <= 0) return n < 0 ? (int)n : -EIO;
         done += (size_t)n;
     }
     return 0;
@@ -53,7 +54,7 @@ static void record_close(struct pt_reader *pub)
 int pt_reader_record_open(struct pt_reader **reader, struct pt_reader *inner, int fd)
 {
     struct record_reader *rec = calloc(1, sizeof *rec);
-    if (rec == NULL) return -12;
+    if (rec == NULL) return -ENOMEM;
     *rec = (struct record_reader){{inner->name, record_fetch, record_current, record_close}, inner, fd};
     *reader = &rec->pub;
     return 0;

@@ -11,6 +11,7 @@
  */
 #include "ptwalk.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 /* The region that has [start, end) to itself, or -1. *large: a region whose 2 MiB hugetlb pages are
@@ -39,13 +40,13 @@ static int owner(const struct pt_memory *mem, uint64_t start, uint64_t end, int 
 int pt_regions(const struct pt_machine *m, const struct pt_request *q, struct pt_found *found, const struct pt_table_set *set)
 {
     unsigned *users = calloc(q->region_count, sizeof *users);
-    if (users == NULL) return -12;
+    if (users == NULL) return -ENOMEM;
     for (size_t i = 0; i < found->memories; i++) {
         struct pt_memory *mem = &found->memory[i];
         mem->use = calloc(q->region_count, sizeof mem->use[0]);
         if (mem->use == NULL) {
             free(users);
-            return -12;
+            return -ENOMEM;
         }
         for (size_t k = 0; k < mem->vmas; k++)
             if (mem->vma[k].region >= 0) mem->use[mem->vma[k].region].mapped = true;

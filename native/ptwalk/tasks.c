@@ -8,6 +8,7 @@
  */
 #include "ptwalk.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 enum {
@@ -27,11 +28,11 @@ static int find_pids(struct pt_machine *m, const int *pids, size_t count, uint64
     uint32_t base;
     uint64_t idr = m->ns + b->pid_namespace__idr;
     if (!pt_get(m->reader, idr + b->idr__idr_rt + b->xarray__xa_head, &root, 8) || !pt_get(m->reader, idr + b->idr__idr_base, &base, 4))
-        return -5;
+        return -EIO;
     unsigned char *node = malloc(count * NODE_MAX);
     struct pt_want *want = malloc(count * sizeof *want);
     size_t *of = malloc(count * sizeof *of);
-    int r = node && want && of ? 0 : -12;
+    int r = node && want && of ? 0 : -ENOMEM;
     for (size_t i = 0; i < count; i++) found[i] = root;
     /* XA_CHUNK_SHIFT is 6, or 4 with CONFIG_BASE_SMALL: then the node is smaller. */
     unsigned bits = b->size_xa_node > b->xa_node__slots + 64 * 8 - 1 ? 6 : 4;

@@ -18,6 +18,7 @@
  */
 #include "ptwalk.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 /* PIECE: with the entries, one run of the BPF program. SEARCHES: in one walk; where more of it changed,
@@ -156,7 +157,7 @@ static int read_level(struct pt_machine *m, struct pt_memory *mem, struct steps 
             bool led_here = s[i].parent == 0 || (e.kind == PT_TABLE && e.frame == s[i].frame);
             m->reread += s[i].parent != 0;
             if (want[i].ok && led_here) {
-                if (!take_table(m, mem, &s[i], table[i], leaves, next, reserves)) return -12;
+                if (!take_table(m, mem, &s[i], table[i], leaves, next, reserves)) return -ENOMEM;
                 continue;
             }
             m->changed++;
@@ -207,7 +208,7 @@ static int count_reserves(struct pt_machine *m, struct pt_memory *mem, const str
                     ring[i].node = 0;
                     continue;
                 }
-                if (!add_link(mem, page / b->size_page * SR_PAGE, PT_PTE, r[i].va, PT_LINK_HELD)) return -12;
+                if (!add_link(mem, page / b->size_page * SR_PAGE, PT_PTE, r[i].va, PT_LINK_HELD)) return -ENOMEM;
                 of[live] = i;
                 want[live++] = (struct pt_want){.at = ring[i].node + b->page__lru, .to = &got[i], .len = 8};
             }
@@ -242,7 +243,7 @@ static int walk_once(struct pt_machine *m, struct pt_memory *mem, bool leaves)
     memset(mem->leaves, 0, sizeof mem->leaves);
     mem->full = 0;
     unsigned searches = SEARCHES;
-    int r = PT_GROW(now.at, now.cap, 0) ? 0 : -12;
+    int r = PT_GROW(now.at, now.cap, 0) ? 0 : -ENOMEM;
     if (r == 0) now.at[now.count++] = (struct step){.frame = mem->pgd - m->direct, .level = PT_PGD};
     while (r == 0 && now.count) {
         r = read_level(m, mem, &now, leaves, &next, &reserves, &searches);
