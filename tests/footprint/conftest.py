@@ -17,7 +17,6 @@ import pytest
 from sharedregion.footprint import Footprint, find_helper, footprint
 
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @pytest.fixture(scope="session")
@@ -86,23 +85,6 @@ def worker() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 @pytest.fixture
-def huge_pages() -> Iterator[Callable[[int], None]]:
-    """Adds 2 MiB pages to the pool, and gives them back."""
-    if os.geteuid() != 0:
-        pytest.skip("reserving huge pages takes root")
-    before = int(HUGE_PAGES.read_text())
-
-    def reserve(pages: int) -> None:
-        HUGE_PAGES.write_text(str(before + pages))
-        if int(HUGE_PAGES.read_text()) < before + pages:
-            HUGE_PAGES.write_text(str(before))
-            pytest.skip(f"the machine has no {pages} huge pages to spare")
-
-    yield reserve
-    HUGE_PAGES.write_text(str(before))
-
-
-@pytest.fixture
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """The start of a command that runs as a user without any privilege."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
@@ -165,12 +147,12 @@ def map_shared() -> str:
 
 
 @pytest.fixture
-def huge_file(huge_pages: Callable[[int], None]) -> Iterator[Callable[[int], int]]:
+def huge_file(pool: Callable[[int, int], None]) -> Iterator[Callable[[int], int]]:
     """A hugetlb file of so many GiB, with one page for the start of each."""
     opened: list[int] = []
 
     def make(gib: int) -> int:
-        huge_pages(gib)
+        pool(2 << 20, gib)
         fd = os.memfd_create("sharedregion-test", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
         opened.append(fd)
         os.ftruncate(fd, gib << 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sharedregion import footprint as module
 from sharedregion.errors import SharedRegionError, ToolError
 from sharedregion.footprint import footprint
+
+# `sharedregion.footprint` is the function; this is the module that it comes from.
+module = importlib.import_module("sharedregion.footprint")
 
 GOOD = {
     "schema": 1, "version": "0.1.0", "method": "status", "reader": None, "why": "w", "remedy": "r", "scope": "all",
