@@ -50,16 +50,17 @@ def register() -> None:
     if not _registered:
         from multiprocessing.reduction import ForkingPickler
 
-        ForkingPickler.register(np.ndarray, _reduce)
+        _native.set_reducer(_reduce)
+        ForkingPickler.register(np.ndarray, _native.reduce)
         _registered = True
 
 
 def _reduce(array: Array) -> Any:
-    """For ForkingPickler: a reference if the array lies in a region, the array itself otherwise."""
+    """What to send for an array that lies in a region; None if it reaches beyond one object."""
     low, high = np.lib.array_utils.byte_bounds(array)
     found = _native.locate(low, high - low)
-    if found is None or type(array) is not np.ndarray or array.dtype.hasobject:
-        return array.__reduce_ex__(4)
+    if found is None or array.dtype.hasobject:
+        return None
     handle, entry, seq, block, offset, _ = found
     row = handle._ticket(block)
     head = handle._head()

@@ -95,3 +95,62 @@ PyObject *srp_array_of(PyObject *pin, const struct sr_found *f, const unsigned c
     }
     return array;
 }
+
+/* --- placing ---------------------------------------------------------------------------------- */
+
+bool srp_array_plain(PyObject *value, struct srp_plain *plain)
+{
+    if (Py_TYPE(value) != &PyArray_Type) return false;
+    PyArrayObject *array = (PyArrayObject *)value;
+    PyArray_Descr *descr = PyArray_DESCR(array);
+    /* Numbers and bool: what their dtype string says is kind, order and size. */
+    if (!(descr->type_num <= NPY_CLONGDOUBLE || descr->type_num == NPY_HALF)) return false;
+    bool c_order = PyArray_IS_C_CONTIGUOUS(array);
+    if (!c_order && !PyArray_IS_F_CONTIGUOUS(array)) return false;
+    unsigned ndim = (unsigned)PyArray_NDIM(array);
+    uint8_t *meta = plain->meta;
+    meta[0] = META_PLAIN;
+    meta[1] = c_order ? 0 : META_FORTRAN;
+    meta[2] = (uint8_t)ndim;
+    for (unsigned i = 0; i < ndim; i++) {
+        uint64_t dim = (uint64_t)PyArray_DIM(array, (int)i);
+        memcpy(meta + 4 + 8 * i, &dim, 8);
+    }
+    npy_intp item = PyDataType_ELSIZE(descr);
+    char *text = (char *)meta + 4 + 8 * ndim;
+    int len = 0;
+    text[len++] = descr->byteorder == '=' ? '<' : descr->byteorder;
+    text[len++] = descr->kind;
+    if (item >= 10) text[len++] = (char)('0' + item / 10);
+    text[len++] = (char)('0' + item % 10);
+    meta[3] = (uint8_t)len;
+    plain->meta_len = 4 + 8 * ndim + (size_t)len;
+    plain->data = PyArray_DATA(array);
+    plain->nbytes = (uint64_t)PyArray_NBYTES(array);
+    return true;
+}
+
+/* --- sending ---------------------------------------------------------------------------------- */
+
+static PyObject *reduce_inside;    /* sharedregion.references: what to send for an array in a region */
+
+PyObject *srp_set_reducer(PyObject *module, PyObject *function)
+{
+    (void)module;
+    Py_XDECREF(reduce_inside);
+    reduce_inside = Py_NewRef(function);
+    Py_RETURN_NONE;
+}
+
+/* For ForkingPickler, which asks for every array that is sent: an array elsewhere must cost next to
+ * nothing more than without us. */
+PyObject *srp_reduce(PyObject *module, PyObject *value)
+{
+    (void)module;
+    if (reduce_inside && Py_TYPE(value) == &PyArray_Type && srp_region_maps(PyArray_DATA((PyArrayObject *)value))) {
+        PyObject *found = PyObject_CallFunctionObjArgs(reduce_inside, value, NULL);
+        if (found != Py_None) return found;
+        Py_DECREF(found);
+    }
+    return PyObject_CallMethod(value, "__reduce_ex__", "i", 4);
+}

@@ -71,6 +71,8 @@ static PyMethodDef functions[] = {
     {"peek", native_peek, METH_VARARGS, NULL},
     {"check_name", native_check_name, METH_O, NULL},
     {"locate", srp_locate, METH_VARARGS, NULL},
+    {"reduce", srp_reduce, METH_O, NULL},
+    {"set_reducer", srp_set_reducer, METH_O, NULL},
     {0},
 };
 

@@ -20,11 +20,22 @@ struct sr_region *srp_open(srp_region *self)
     return NULL;
 }
 
+static srp_region *all_regions;    /* guarded by the GIL */
+
+bool srp_region_maps(const void *at)
+{
+    for (const srp_region *region = all_regions; region; region = region->next)
+        if ((const unsigned char *)at >= region->r->data.at && (const unsigned char *)at < region->r->data.at + region->r->data.len) return true;
+    return false;
+}
+
 static void give_back(srp_region *self)
 {
     struct sr_region *r = self->r;
     self->r = NULL;
     if (r == NULL) return;
+    *self->link = self->next;
+    if (self->next) self->next->link = self->link;
     Py_BEGIN_ALLOW_THREADS
     sr_region_close(r);
     Py_END_ALLOW_THREADS
@@ -72,6 +83,10 @@ static PyObject *make(PyTypeObject *type, struct sr_region *r)
         return NULL;
     }
     self->r = r;
+    self->next = all_regions;
+    self->link = &all_regions;
+    if (all_regions) all_regions->link = &self->next;
+    all_regions = self;
     return (PyObject *)self;
 }
 
@@ -340,8 +355,28 @@ static PyObject *region_begin(PyObject *object, PyObject *args)
     return got < 0 ? srp_raise(&e) : srp_draft_new(self, &d, &draft);
 }
 
+/* Larger arrays take the way through Python, which first asks how much memory may be taken. */
+#define DIRECT (UINT64_C(1) << 20)
+
+static int put_plain(srp_region *self, PyObject *key, const struct srp_plain *plain)
+{
+    struct sr_region *r = srp_open(self);
+    struct sr_desc d;
+    if (r == NULL || desc_of(key, SRP_TYPE_NDARRAY, 0, (const char *)plain->meta, (Py_ssize_t)plain->meta_len, plain->nbytes, &d) < 0) return -1;
+    struct sr_error e = {0};
+    uint64_t seq;
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_put(r, &d, plain->data, &seq, &e);
+    Py_END_ALLOW_THREADS
+    if (got < 0) return srp_raise(&e), -1;
+    return 0;
+}
+
 static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value)
 {
+    struct srp_plain plain;
+    if (value != NULL && srp_array_plain(value, &plain) && plain.nbytes <= DIRECT) return put_plain((srp_region *)object, key, &plain);
     if (value != NULL) {
         PyObject *done = PyObject_CallMethod(object, "put", "OO", key, value);
         Py_XDECREF(done);

@@ -24,6 +24,7 @@ typedef struct srp_region {
     Py_ssize_t pins;            /* Pin and Draft objects that refer to it        */
     bool closed;                /* close() was called                            */
     PyObject *weakrefs;
+    struct srp_region *next, **link;    /* all handles of this process that map a region */
 } srp_region;
 
 /* Holds a block: the base of every array that looks at it. */
@@ -50,6 +51,8 @@ void srp_region_pin_added(srp_region *region);
 void srp_region_pin_dropped(srp_region *region);
 /* Let go of handles whose references have all arrived. */
 void srp_settle(void);
+/* Whether the address lies in the data segment of a region that is mapped here. */
+bool srp_region_maps(const void *at);
 
 /* pin.c */
 PyTypeObject *srp_pin_type(void);
@@ -70,6 +73,17 @@ int srp_arrays_init(void);
 /* An ndarray over a pin as the metadata says; NotImplemented if the metadata is not of the plain
  * kind and Python has to read it. */
 PyObject *srp_array_of(PyObject *pin, const struct sr_found *f, const unsigned char *at, bool writable);
+
+/* An array whose bytes can be placed as they are, and the metadata that describes it. */
+struct srp_plain {
+    uint8_t meta[4 + 8 * 64 + 8];
+    size_t meta_len;
+    const void *data;
+    uint64_t nbytes;
+};
+bool srp_array_plain(PyObject *value, struct srp_plain *plain);
+PyObject *srp_set_reducer(PyObject *module, PyObject *function);
+PyObject *srp_reduce(PyObject *module, PyObject *array);
 
 #define SRP_TYPE_NDARRAY 1
 
