@@ -112,29 +112,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test leaves /dev/shm as it found it."""
-    before = set(os.listdir("/dev/shm"))
+    """A test leaves no name of its own in /dev/shm."""
+    name = request.getfixturevalue("unique") if "unique" in request.fixturenames else None
     yield
-    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("sharedregion.test-")}
+    left = [file for file in os.listdir("/dev/shm") if name is not None and name in file]
     assert not left, f"left in /dev/shm: {left}"
-
-
-@pytest.fixture
-def reserve() -> Iterator[Callable[[int], None]]:
-    """reserve(n): n pages of 2 MiB more in the pool than before; they are given back after the test."""
-    added = 0
-
-    def grow(pages: int) -> None:
-        nonlocal added
-        before = int(POOL.read_text())
-        POOL.write_text(str(before + pages))
-        got = int(POOL.read_text()) - before
-        added += got
-        assert got == pages, f"the kernel found {got} of {pages} huge pages"
-
-    yield grow
-    if added:
-        POOL.write_text(str(max(0, int(POOL.read_text()) - added)))
 
 
 @pytest.fixture(scope="session")

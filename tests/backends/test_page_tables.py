@@ -3,8 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -40,15 +39,6 @@ array = None
 """
 
 
-@contextmanager
-def workers(start: Callable[..., subprocess.Popen], kind: str, name: str, count: int) -> Iterator[list[subprocess.Popen]]:
-    """`count` workers that have read a byte of every 4 KiB of what `name` names."""
-    started = [start(WORKER, kind, name) for _ in range(count)]
-    yield started
-    for process in started:
-        process.communicate("\n")
-
-
 def kernel_count() -> int:
     """PageTables, once the counters of all processors have been added up and ended processes are gone."""
     time.sleep(0.2)
@@ -58,37 +48,43 @@ def kernel_count() -> int:
     return total
 
 
-def figures(start: Callable[..., subprocess.Popen], kind: str, name: str) -> tuple[dict, int, sr.Footprint, str]:
-    """One more worker, and sixteen, beyond the same number of idle ones: by the helper, and by PageTables."""
-    before = kernel_count()
-    with workers(start, "idle", name, WORKERS) as idle:
-        idle_each = (kernel_count() - before) / WORKERS
-        looked = sr.footprint(*[process.pid for process in idle])
-        idle_linked = max(p.linked_bytes for p in looked.processes)
-    before = kernel_count()
-    with workers(start, kind, name, WORKERS) as busy:
-        # The first of them pays for tables that all share: what matters is a further one.
-        each = (kernel_count() - before) / WORKERS
-        regions = [(name, sr.attach(name)._segments())] if kind == "region" else []
-        looked = sr.footprint(*[process.pid for process in busy], regions=regions)
-        sums = {process.first for process in busy}
-    assert len(sums) == 1, "workers read different bytes"
+def cost(
+    start: Callable[..., subprocess.Popen], kind: str, name: str, files: list[tuple[int, int]]
+) -> tuple[float, sr.Footprint]:
+    """Bytes of PageTables for each further worker after the first, and what the helper says of all.
+
+    The first one also makes the tables that all of them share.
+    """
+    started = [start(WORKER, kind, name)]
+    first = kernel_count()
+    started += [start(WORKER, kind, name) for _ in range(WORKERS - 1)]
+    each = (kernel_count() - first) / (WORKERS - 1)
+    looked = sr.footprint(*[process.pid for process in started], regions=[(name, files)] if files else [])
     assert looked.method == "walk", looked.why
-    beyond = {
-        "private": max(p.private_bytes for p in looked.processes) - idle_linked,
-        "by the kernel": each - idle_each,
-    }
-    return beyond, idle_linked, looked, sums.pop()
+    read = {process.first for process in started}
+    assert len(read) == 1, "workers read different bytes"
+    looked_sum = read.pop()
+    for process in started:
+        process.communicate("\n")
+    assert kind == "idle" or int(looked_sum) > 0
+    return each, looked
 
 
-def fill(region: sr.Region, size: int) -> int:
-    """A byte pattern over `size` bytes in pieces of 512 MiB; the sum of what workers will read."""
-    total = 0
+def figures(
+    start: Callable[..., subprocess.Popen], kind: str, name: str, files: list[tuple[int, int]]
+) -> tuple[dict[str, float], sr.Footprint]:
+    """What a further worker costs beyond an idle one of the same program: by the helper, and by PageTables."""
+    idle_each, idle = cost(start, "idle", name, [])
+    each, busy = cost(start, kind, name, files)
+    own = max(p.private_bytes for p in busy.processes) - min(p.private_bytes for p in idle.processes)
+    return {"private": own, "by the kernel": each - idle_each}, busy
+
+
+def fill(region: sr.Region, size: int) -> None:
+    """A byte pattern over `size` bytes, in pieces of 512 MiB."""
     for n in range(size // (512 << 20)):
         with region.allocate(f"part {n}", 512 << 20, "u1") as part:
             part[...] = n + 1
-            total += int(part[::4096].sum(dtype="u8"))
-    return total
 
 
 @pytest.mark.slow
@@ -99,9 +95,8 @@ def test_hugetlb_costs_a_worker_next_to_nothing(start, pool, unique: str) -> Non
     """
     pool(2 << 20, 2048)
     with sr.create(unique, size="4 GiB", backend="hugetlb-2m", commit="lazy") as region:
-        expected = fill(region, 4 * GIB)
-        beyond, _, looked, read = figures(start, "region", unique)
-        assert int(read) == expected
+        fill(region, 4 * GIB)
+        beyond, looked = figures(start, "region", unique, region._segments())
         print(json.dumps(beyond))
         assert beyond["private"] <= 16 << 10
         assert beyond["by the kernel"] <= 16 << 10
@@ -116,16 +111,15 @@ def test_thp_beside_the_standard_library(start, unique: str) -> None:
     """A 2 GiB region of thp: 4 KiB per GiB + 16 KiB a worker; multiprocessing.shared_memory: 2 MiB per GiB."""
     size = 2 * GIB
     with sr.create(unique, size=size + (64 << 20), backend="thp") as region:
-        expected = fill(region, size)
+        fill(region, size)
         assert region.stats().huge_fraction == 1.0
-        beyond, _, _, read = figures(start, "region", unique)
-        assert int(read) == expected
+        beyond, _ = figures(start, "region", unique, [])
         assert beyond["private"] <= (4 << 10) * 3 + (16 << 10)
         assert beyond["by the kernel"] <= (4 << 10) * 3 + (16 << 10)
     memory = SharedMemory(unique, create=True, size=size)
     try:
         np.frombuffer(memory.buf, "u1")[...] = 1
-        theirs, _, _, _ = figures(start, "standard", unique)
+        theirs, _ = figures(start, "standard", unique, [])
     finally:
         memory.unlink()
         memory.close()
