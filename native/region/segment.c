@@ -279,7 +279,10 @@ void sr_region_retire(struct sr_region *r)
     if (dir >= 0) sr_region__remove_names(dir, &r->head);
 }
 
-/* 1: the region was replaced or removed while it was being opened. */
+enum { CHANGED = 1, LEAVING = 2 };
+
+/* CHANGED: the region was replaced or removed while it was being opened. LEAVING: somebody holds all
+ * rows to remove its names, and nobody can become a member any more. */
 static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struct sr_error *e)
 {
     SR_FD dir = sr_region__open_dir(e);
@@ -289,12 +292,12 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
     if (r->catalog_fd < 0) return r->catalog_fd;
     r->backend = sr_backend_of_kind(r->head.hd_kind);
     r->members_fd = sr_region__open_members(dir, &r->head);
-    if (r->members_fd == -ESTALE) return 1;
+    if (r->members_fd == -ESTALE) return CHANGED;
     if (r->members_fd == -EACCES) return sr_fail(e, SR_E_DENIED, -EACCES, "region '%s' may not be joined by user %u", r->name, sr_sys_uid());
     if (r->members_fd < 0) return sr_fail(e, SR_E_SYSTEM, r->members_fd, "region '%s' cannot be joined", r->name);
     if (!(r->head.hd_flags & SR_HEAD_PERSIST)) {
         int live = sr_sys_held(r->members_fd, 0, r->head.hd_rows);
-        if (live > 1) return 1;    /* all rows at once: its names are being removed */
+        if (live > 1) return LEAVING;
         if (live == 0) {
             /* Its last member was killed: it does not exist any more. */
             sr_region_reclaim(r->name, false, NULL);
@@ -306,12 +309,12 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
     if (r->data_fd < 0) {
         /* Gone together with its name: not lost, removed. */
         bool removed = sr_sys->fstat(r->catalog_fd, &st) == 0 && st.st_nlink == 0;
-        return removed || r->data_fd == -ESTALE ? 1 : data_failed(r, r->data_fd, e);
+        return removed || r->data_fd == -ESTALE ? CHANGED : data_failed(r, r->data_fd, e);
     }
     int got = map_and_join(r, e);
-    if (got == SR_E_FULL && sr_sys_held(r->members_fd, 0, r->head.hd_rows) > 1) return 1;
+    if (got == SR_E_FULL && sr_sys_held(r->members_fd, 0, r->head.hd_rows) > 1) return LEAVING;
     if (got < 0) return got;
-    if (sr_sys->fstat(r->members_fd, &st) == 0 && st.st_nlink == 0) return 1;
+    if (sr_sys->fstat(r->members_fd, &st) == 0 && st.st_nlink == 0) return CHANGED;
     return 0;
 }
 
@@ -340,6 +343,8 @@ int sr_region_attach(struct sr_region **out, const char *name, bool writable, ui
         if (got < 0) return got;
         sr_region__pause();
     }
+    /* Who removes the names was stopped at it, or waits for a processor: the region is gone. */
+    if (got == LEAVING) return sr_fail(e, SR_E_NOT_FOUND, -ENOENT, "there is no region '%s' any more: its last member is leaving", name);
     return sr_fail(e, SR_E_CORRUPT, -ESTALE, "region '%s' names segments that are not there", name);
 }
 

@@ -1,0 +1,90 @@
+/* support: see support.h. */
+#define _GNU_SOURCE
+#include "support.h"
+
+#include <stdarg.h>
+#include <unistd.h>
+
+void t_die(const char *file, int line, const char *format, ...)
+{
+    const char *slash = strrchr(file, '/');
+    fprintf(stderr, "%s:%d: ", slash ? slash + 1 : file, line);
+    va_list args;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    fflush(NULL);
+    _exit(1);
+}
+
+void t_fill(void *at, uint64_t len, uint64_t seed)
+{
+    unsigned char *p = at;
+    uint64_t state = seed;
+    for (; len >= 8; len -= 8, p += 8) {
+        uint64_t word = t_random(&state);
+        memcpy(p, &word, 8);
+    }
+    uint64_t word = t_random(&state);
+    memcpy(p, &word, len);
+}
+
+uint64_t t_differs(const void *at, uint64_t len, uint64_t seed)
+{
+    const unsigned char *p = at;
+    uint64_t state = seed, left = len;
+    for (; left >= 8; left -= 8, p += 8) {
+        uint64_t word = t_random(&state);
+        if (memcmp(p, &word, 8) != 0) return len - left;
+    }
+    uint64_t word = t_random(&state);
+    return memcmp(p, &word, left) == 0 ? len : len - left;
+}
+
+const char *t_region_name(const char *what)
+{
+    static char name[64];
+    uint32_t nonce;
+    if (sr_sys->getrandom(&nonce, sizeof nonce) < 0) FAIL("no random numbers");
+    snprintf(name, sizeof name, "test-%s-%u-%08x", what, sr_sys_pid(), nonce);
+    return name;
+}
+
+struct sr_region *t_create(const char *name, const struct sr_backend *backend, uint64_t size, bool persist)
+{
+    struct sr_error error = {0};
+    struct sr_region *r = NULL;
+    struct sr_region_spec spec = {
+        .name = name, .size = size, .backend = backend, .place = SR_PLACE_SHM_DIR, .mode = 0600, .persist = persist,
+        .reason = "a test",
+    };
+    OK(sr_catalog_create(&r, &spec, &error));
+    return r;
+}
+
+struct sr_region *t_attach(const char *name, bool writable)
+{
+    struct sr_error error = {0};
+    struct sr_region *r = NULL;
+    OK(sr_catalog_attach(&r, name, writable, SR_NO_OWNER, &error));
+    return r;
+}
+
+struct sr_desc t_desc(const char *name, uint64_t len, uint64_t seed, uint16_t meta_len, uint8_t *meta, uint8_t flags)
+{
+    if (meta_len) t_fill(meta, meta_len, ~seed);
+    return (struct sr_desc){
+        .name = name, .meta = meta, .len = len, .name_len = (uint16_t)strlen(name), .meta_len = meta_len, .type = 7, .flags = flags,
+    };
+}
+
+uint64_t t_option(int argc, char **argv, const char *name, uint64_t otherwise)
+{
+    size_t len = strlen(name);
+    for (int i = 1; i < argc; i++)
+        if (strncmp(argv[i], name, len) == 0 && argv[i][len] == '=') return strtoull(argv[i] + len + 1, NULL, 0);
+    return otherwise;
+}
+
+double t_seconds(void) { return (double)sr_sys_now() / 1e9; }
