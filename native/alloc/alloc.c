@@ -20,7 +20,7 @@ static void set(struct sr_block *b, uint64_t len, enum sr_block_state s) { b->bl
 static uint64_t usable(const struct sr_region *r) { return sr_align_down(r->head.hd_size, SR_BLOCK_UNIT); }
 
 /* A block of the given state whose place makes sense; NULL otherwise. */
-static struct sr_block *checked(const struct sr_region *r, uint32_t n, enum sr_block_state want)
+static struct sr_block *checked(struct sr_region *r, uint32_t n, enum sr_block_state want)
 {
     if (!sr_block_ok(r, n)) return NULL;
     struct sr_block *b = sr_block(r, n);
@@ -273,7 +273,7 @@ int sr_alloc_give(struct sr_region *r, uint32_t n, struct sr_error *e)
     return list_insert(r, n, e);
 }
 
-uint64_t sr_alloc_largest(const struct sr_region *r)
+uint64_t sr_alloc_largest(struct sr_region *r)
 {
     const struct sr_alloc_head *h = head(r);
     uint64_t fl_bits = h->al_fl_bits & ((UINT64_C(1) << SR_ALLOC_FLS) - 1);
@@ -317,6 +317,7 @@ int sr_alloc_rebuild(struct sr_region *r, const struct sr_extent *used, size_t c
 {
     struct sr_state *s = sr_state(r);
     uint32_t high = (uint32_t)sr_min(sr_min(s->st_blocks_high, s->st_blocks_committed), sr_blocks_limit(r->head.hd_gens));
+    if (!sr_gens_ok(r, sr_block_gen(high > 1 ? high - 1 : 1) + 1)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog");
     memset(head(r), 0, sizeof *head(r));
     s->st_free_block = 0;
     s->st_used = 0;

@@ -49,6 +49,6 @@ int sr_alloc_rebuild(struct sr_region *r, const struct sr_extent *used, size_t c
 /* Walk everything and compare: tiling, links, lists, bits, sums. 0 or SR_E_CORRUPT. */
 int sr_alloc_check(struct sr_region *r, struct sr_error *e);
 /* Length of a block that could be taken now; a guess if others are at work. */
-uint64_t sr_alloc_largest(const struct sr_region *r);
+uint64_t sr_alloc_largest(struct sr_region *r);
 
 #endif

@@ -25,10 +25,13 @@ static bool has_name(struct sr_region *r, uint32_t n, uint64_t hash, const char 
     return true;
 }
 
-static unsigned level_of(const struct sr_region *r)
+/* The generation whose slots are the index. Without address space to see it, the first one, in which
+ * nothing will be found that has not been there before. */
+static unsigned level_of(struct sr_region *r)
 {
     uint32_t level = atomic_load_explicit(&sr_state(r)->st_level, memory_order_acquire);
-    return level < r->head.hd_gens ? level : r->head.hd_gens - 1;
+    if (level >= r->head.hd_gens) level = r->head.hd_gens - 1;
+    return sr_gens_ok(r, level + 1) ? level : 0;
 }
 
 /* The slot that holds `name`, under the lock; NULL if none. */
@@ -106,6 +109,7 @@ int sr_index__grow(struct sr_region *r, struct sr_error *e)
     uint64_t at = sr_slots_at(r->head.hd_gen0, next), count = sr_slots_count(next);
     int got = sr_region_commit_catalog(r, at, count * sizeof(uint64_t), e);
     if (got < 0) return got;
+    if (!sr_gens_ok(r, next + 1)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the index of region '%s'", r->name);
     _Atomic uint64_t *from = sr_slots(r, level), *to = sr_slots(r, next);
     memset((void *)to, 0, count * sizeof(uint64_t));    /* a predecessor may have died at this */
     uint32_t used = 0;
@@ -202,6 +206,7 @@ int sr_catalog_next(struct sr_region *r, uint32_t *cursor, struct sr_found *f, s
     for (uint32_t n = *cursor + 1; n < high; n++) {
         *cursor = n;
         uint64_t seq;
+        if (!sr_entry_ok(r, n)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog of region '%s'", r->name);
         /* A continuation has text where ent_seq would be. */
         if (atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_LIVE) continue;
         if ((seq = atomic_load(&sr_entry(r, n)->ent_seq)) == 0) continue;

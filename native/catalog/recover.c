@@ -162,6 +162,7 @@ int sr_catalog__recover(struct sr_region *r, struct sr_error *e)
     struct plan p = {.r = r};
     p.high = (uint32_t)sr_min(sr_min(s->st_entries_high, s->st_entries_committed), sr_entries_limit(r->head.hd_gens));
     p.high = p.high ? p.high : 1;
+    if (!sr_gens_ok(r, r->head.hd_gens)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog of region '%s'", r->name);
     s->st_entries_high = p.high;
     p.used = calloc(p.high, sizeof *p.used);
     p.keep = calloc(p.high, 1);
@@ -175,6 +176,7 @@ int sr_catalog__recover(struct sr_region *r, struct sr_error *e)
 
 static int check_locked(struct sr_region *r, struct sr_error *e)
 {
+    if (!sr_gens_ok(r, r->head.hd_gens)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog of region '%s'", r->name);
     const struct sr_state *s = sr_state(r);
     uint32_t counts[5] = {0}, live = 0;
     struct sr_found f;

@@ -13,7 +13,8 @@
 
 enum { FD_LISTENER = 3, FD_MEMBERS, FD_DATA_RW, FD_DATA_RO, FD_CATALOG, FD_COUNT };
 
-#define CLIENT_MS 200           /* a client that connects and says nothing may not hold the others up */
+#define CLIENTS 64              /* connected at once and not yet served; one more and the oldest goes */
+#define CLIENT_NS UINT64_C(5000000000)    /* how long a client may take to say what it wants */
 #define NAME_CHECK_MS 2000      /* how often a persistent region looks whether its name is still there */
 
 static struct {
@@ -32,22 +33,38 @@ static bool permitted(const struct sr_peer *peer, bool writable)
     return ((keeper.mode >> shift) & want) == want;
 }
 
+/* Never waits: a client that connects and says nothing holds nobody up. */
 static void serve(int client)
 {
-    struct timeval limit = {.tv_usec = CLIENT_MS * 1000};
     struct sr_peer peer;
-    if (sr_sys->setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ||
-        sr_sys->setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0 ||
-        sr_sys_peer(client, &peer) < 0)
-        return;
     struct sr_keeper_request request = {0};
     int count;
+    if (sr_sys_peer(client, &peer) < 0) return;
     ssize_t n = sr_sys_recv_fds(client, &request, sizeof request, NULL, 0, &count);
-    struct sr_keeper_reply reply = {.kr_protocol = SR_KEEPER_PROTOCOL, .kr_pid = (uint32_t)getpid()};
+    struct sr_keeper_reply reply = {.kr_protocol = SR_KEEPER_PROTOCOL, .kr_pid = sr_sys_pid()};
     if (n != sizeof request || request.kq_protocol != SR_KEEPER_PROTOCOL) reply.kr_status = -EPROTO;
     else if (!permitted(&peer, request.kq_writable != 0)) reply.kr_status = -EACCES;
     int data = request.kq_writable ? FD_DATA_RW : FD_DATA_RO;
     sr_sys_send_fds(client, &reply, sizeof reply, &data, reply.kr_status == 0 ? 1 : 0);
+}
+
+static struct { int fd; uint64_t until; } clients[CLIENTS];
+static unsigned clients_count;
+
+static void drop_client(unsigned i)
+{
+    sr_sys->close(clients[i].fd);
+    memmove(&clients[i], &clients[i + 1], (--clients_count - i) * sizeof clients[0]);
+}
+
+static void welcome(void)
+{
+    int fd = sr_sys->accept(FD_LISTENER);
+    if (fd < 0) return;
+    if (clients_count == CLIENTS) drop_client(0);
+    sr_sys->fcntl(fd, F_SETFL, O_NONBLOCK);
+    clients[clients_count].fd = fd;
+    clients[clients_count++].until = sr_sys_now() + CLIENT_NS;
 }
 
 /* The kernel grants this lock when the last member is gone. It is kept until this process ends, so
@@ -84,18 +101,22 @@ static int run(bool persist)
             if (pthread_create(&thread, NULL, wait_for_last_member, NULL) != 0) return 1;
             waiting = true;
         }
-        struct pollfd fds[] = {{.fd = FD_LISTENER, .events = POLLIN}, {.fd = ends[0], .events = POLLIN}};
-        int r = sr_sys->poll(fds, 2, waiting ? -1 : NAME_CHECK_MS);
+        struct pollfd fds[2 + CLIENTS] = {{.fd = FD_LISTENER, .events = POLLIN}, {.fd = ends[0], .events = POLLIN}};
+        unsigned waiting_clients = clients_count;
+        for (unsigned i = 0; i < waiting_clients; i++) fds[2 + i] = (struct pollfd){.fd = clients[i].fd, .events = POLLIN};
+        int r = sr_sys->poll(fds, 2 + waiting_clients, waiting && waiting_clients == 0 ? -1 : NAME_CHECK_MS);
         if (r < 0 && r != -EINTR) return 1;
-        if (r <= 0) continue;
-        if (fds[1].revents) {
+        if (r > 0 && fds[1].revents) {
             char done = 0;
             return sr_sys->read(ends[0], &done, 1) == 1 && done ? 0 : 1;
         }
-        if (fds[0].revents) {
-            SR_FD client = sr_sys->accept(FD_LISTENER);
-            if (client >= 0) serve(client);
+        uint64_t now = sr_sys_now();
+        for (unsigned i = waiting_clients; i-- > 0;) {
+            if (r > 0 && fds[2 + i].revents) serve(clients[i].fd);
+            else if (now < clients[i].until) continue;
+            drop_client(i);
         }
+        if (r > 0 && fds[0].revents) welcome();
     }
 }
 

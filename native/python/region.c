@@ -488,7 +488,7 @@ static PyObject *region_members(PyObject *object, PyObject *unused)
     if (list == NULL) return NULL;
     uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
     for (uint32_t n = 0; n < high; n++) {
-        if (sr_sys_held(r->members_fd, n, 1) <= 0) continue;
+        if (sr_sys_held(r->members_fd, n, 1) <= 0 || !sr_rows_ok(r, n + 1)) continue;
         struct sr_row *row = sr_row(r, n);
         uint32_t pins = 0, pins_high = atomic_load(&row->row_pins_high);
         for (uint32_t k = 0; k < sr_min(pins_high, SR_ROW_PINS); k++) pins += atomic_load(&row->row_pins[k]) != 0;

@@ -52,8 +52,11 @@ static int make_members(struct sr_region *r, int dir, unsigned mode, struct sr_e
     unsigned open_to = (mode & 0666) | ((mode & 0444) >> 1);
     r->members_fd = sr_sys_shm_unnamed(dir, size, 2 * SR_PAGE, open_to);
     if (r->members_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->members_fd, SR_SHM_DIR " has no room for the members segment");
-    int got = sr_region__map_small(r->members_fd, size, true, &r->members, e);
-    if (got < 0) return got;
+    return 0;
+}
+
+static void fill_members(struct sr_region *r)
+{
     struct sr_members_head *m = sr_members(r);
     m->mh_magic = SR_MEMBERS_MAGIC;
     m->mh_version = SR_FORMAT_VERSION;
@@ -61,20 +64,21 @@ static int make_members(struct sr_region *r, int dir, unsigned mode, struct sr_e
     memcpy(m->mh_id, r->head.hd_id, sizeof m->mh_id);
     m->mh_rows = r->head.hd_rows;
     m->mh_crc = sr_crc32c(0, m, offsetof(struct sr_members_head, mh_crc));
-    return 0;
 }
 
 static int make_catalog(struct sr_region *r, int dir, unsigned mode, struct sr_error *e)
 {
     r->catalog_fd = sr_sys_shm_unnamed(dir, r->head.hd_catalog_size, r->head.hd_gen0 + SR_GEN_UNIT, mode);
     if (r->catalog_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->catalog_fd, SR_SHM_DIR " has no room for the catalog segment");
-    int got = sr_region__map_small(r->catalog_fd, r->head.hd_catalog_size, true, &r->catalog, e);
-    if (got < 0) return got;
+    return 0;
+}
+
+static void fill_catalog(struct sr_region *r)
+{
     struct sr_state *s = sr_state(r);
     s->st_entries_high = s->st_blocks_high = 1;
     s->st_entries_committed = SR_GEN_ENTRIES;
     s->st_blocks_committed = SR_GEN_BLOCKS;
-    return 0;
 }
 
 static int make_data(struct sr_region *r, int dir, const struct sr_region_spec *spec, struct sr_error *e)
@@ -112,7 +116,11 @@ static int make_all(struct sr_region *r, const struct sr_region_spec *spec, stru
     if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "no random numbers are to be had");
     got = make_members(r, dir, spec->mode, e);
     if (got == 0) got = make_catalog(r, dir, spec->mode, e);
-    if (got == 0) got = make_data(r, dir, spec, e);
+    if (got == 0) got = sr_region__view(r, e);
+    if (got < 0) return got;
+    fill_members(r);
+    fill_catalog(r);
+    got = make_data(r, dir, spec, e);
     if (got == 0) got = note_file(r->members_fd, &r->head.hd_members_dev, &r->head.hd_members_ino, e);
     if (got == 0) got = note_file(r->data_fd, &r->head.hd_data_dev, &r->head.hd_data_ino, e);
     if (got == 0) got = sr_member_join(r, e);

@@ -45,7 +45,7 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
     if (got == 0) got = sr_sys_hold(r->members_fd, n, at, SR_PAGE, &held->hold);
     if (got == -EAGAIN) return 1;
     if (got < 0) return got;
-    struct sr_row *row = sr_row(r, n);
+    struct sr_row *row = (struct sr_row *)held->hold.at;
     bool dirty = atomic_load(&row->row_state) != SR_ROW_CLEAN;
     bool writer = atomic_load(&row->row_access) != SR_ROW_READER;
     if (dirty && writer && !r->writable) {
@@ -161,6 +161,7 @@ uint32_t sr_member_gen(const struct sr_region *r) { return atomic_load(&r->rows[
 bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen)
 {
     if (row >= r->head.hd_rows) return false;
+    if (!sr_rows_ok(r, row + 1)) return true;
     if ((atomic_load(&sr_row(r, row)->row_gen) & 0xFFFFu) != (gen & 0xFFFFu)) return false;
     return sr_sys_held(r->members_fd, row, 1) != 0;    /* unsure: alive */
 }
@@ -288,6 +289,7 @@ static uint32_t count_holders(struct sr_region *r, uint32_t block, uint32_t enou
 {
     atomic_thread_fence(memory_order_seq_cst);
     uint32_t high = rows_high(r), found = 0;
+    if (!sr_rows_ok(r, high)) return enough;    /* cannot look: held */
     for (uint32_t n = 0; n < high && found < enough; n++) {
         struct sr_row *row = sr_row(r, n);
         if (atomic_load(&row->row_state) == SR_ROW_CLEAN) continue;
@@ -342,7 +344,7 @@ int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row_number, s
 
 void sr_ticket_claim(struct sr_region *r, uint32_t row_number, uint32_t block)
 {
-    if (row_number >= rows_high(r)) return;
+    if (row_number >= rows_high(r) || !sr_rows_ok(r, row_number + 1)) return;
     struct sr_row *row = sr_row(r, row_number);
     for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) {
         uint64_t seen = atomic_load(&row->row_tickets[k]);

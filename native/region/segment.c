@@ -164,8 +164,7 @@ static int map_and_join(struct sr_region *r, struct sr_error *e)
 {
     int got = check_size(r->members_fd, SR_PAGE * (1 + (uint64_t)r->head.hd_rows), r->name, "members", e);
     if (got == 0) got = check_size(r->data_fd, r->head.hd_mapped, r->name, "data", e);
-    if (got == 0) got = sr_region__map_small(r->catalog_fd, r->head.hd_catalog_size, r->writable, &r->catalog, e);
-    if (got == 0) got = sr_region__map_small(r->members_fd, SR_PAGE * (1 + (uint64_t)r->head.hd_rows), true, &r->members, e);
+    if (got == 0) got = sr_region__view(r, e);
     if (got == 0) got = check_members(r, e);
     if (got == 0) got = r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
     if (got == 0) got = sr_member_join(r, e);
@@ -185,6 +184,7 @@ struct sr_region *sr_region__new(const char *name, struct sr_error *e)
     r->members_fd = r->catalog_fd = r->data_fd = -1;
     pthread_mutex_init(&r->local, NULL);
     pthread_mutex_init(&r->writers, NULL);
+    pthread_mutex_init(&r->growth, NULL);
     return r;
 }
 
@@ -195,11 +195,14 @@ void sr_region__free(struct sr_region *r)
     sr_sys_unmap(&r->data);
     sr_sys_unmap(&r->members);
     sr_sys_unmap(&r->catalog);
+    sr_sys_unmap(&r->small_members);
+    sr_sys_unmap(&r->small_catalog);
     sr_sys_close(&r->data_fd);
     sr_sys_close(&r->catalog_fd);
     sr_sys_close(&r->members_fd);
     pthread_mutex_destroy(&r->local);
     pthread_mutex_destroy(&r->writers);
+    pthread_mutex_destroy(&r->growth);
     free(r);
 }
 
@@ -328,11 +331,8 @@ int sr_region_attach(struct sr_region **out, const char *name, bool writable, ui
         struct sr_error local = {0};
         got = attach_once(r, writable, owner, &local);
         if (got == 0) {
-            /* A reader needs no descriptor but the one for probing. */
-            if (!writable) {
-                sr_sys_close(&r->data_fd);
-                sr_sys_close(&r->catalog_fd);
-            }
+            /* A reader needs its descriptors to probe liveness and to map more of the catalog. */
+            if (!writable) sr_sys_close(&r->data_fd);
             r->open = true;
             sr_region__track(r);
             *out = r;
@@ -372,7 +372,7 @@ int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, str
 {
     /* Small while it is small; once a large page's worth is used anyway, whole large pages, so that
      * a catalog of a million entries costs its readers one table and not sixty. */
-    if (r->catalog.len >= SR_LARGE_PAGE && at >= SR_LARGE_PAGE) {
+    if (r->head.hd_catalog_size >= SR_LARGE_PAGE && at >= SR_LARGE_PAGE && sr_gens_ok(r, r->head.hd_gens)) {
         uint64_t from = sr_align_down(at, SR_LARGE_PAGE);
         uint64_t to = sr_min(sr_align_up(at + len, SR_LARGE_PAGE), sr_align_down(r->catalog.len, SR_LARGE_PAGE));
         if (to >= at + len) return sr_backend_thp.commit(r->catalog_fd, &r->catalog, from, to - from, e);

@@ -36,7 +36,7 @@ struct sr_region_spec {
 struct sr_pin_slot { uint32_t block, count, place, entry; uint64_t seq; };
 struct sr_held_row {
     struct sr_map hold;          /* holds the lock on the row's byte */
-    struct sr_row *row;          /* the same page through the mapping of the whole segment */
+    struct sr_row *row;          /* the same page */
     uint32_t number;
 };
 
@@ -46,9 +46,14 @@ struct sr_region {
     const struct sr_backend *backend;
     bool writable;
     bool open;
+    /* Mapped small at first, whole when more is needed (view.c): small mappings fit between others
+     * and cost a worker no page table of their own. Old ones stay until the end: pointers live. */
     struct sr_map catalog, members, data;
+    struct sr_map small_catalog, small_members;
+    _Atomic uint32_t mapped_gens, mapped_rows;
+    pthread_mutex_t growth;
     int members_fd;              /* to probe liveness                                       */
-    int catalog_fd, data_fd;     /* to commit; -1 for a reader                              */
+    int catalog_fd, data_fd;     /* to map more and to commit; a reader has no data_fd      */
 
     pthread_mutex_t local;       /* guards what follows                                     */
     struct sr_held_row *rows;
@@ -96,7 +101,7 @@ static inline struct sr_row *sr_row(const struct sr_region *r, uint32_t n)
 {
     return (struct sr_row *)(r->members.at + SR_PAGE * (1 + (uint64_t)n));
 }
-/* `n` must be below sr_entries_limit, sr_blocks_limit of hd_gens. */
+/* `n` must have passed sr_entry_ok, sr_block_ok; `level` sr_gens_ok(level + 1); a row sr_rows_ok. */
 static inline struct sr_entry *sr_entry(const struct sr_region *r, uint32_t n)
 {
     return (struct sr_entry *)(r->catalog.at + sr_entry_at(r->head.hd_gen0, n));
@@ -109,8 +114,29 @@ static inline _Atomic uint64_t *sr_slots(const struct sr_region *r, unsigned lev
 {
     return (_Atomic uint64_t *)(r->catalog.at + sr_slots_at(r->head.hd_gen0, level));
 }
-static inline bool sr_entry_ok(const struct sr_region *r, uint32_t n) { return n != 0 && n < sr_entries_limit(r->head.hd_gens); }
-static inline bool sr_block_ok(const struct sr_region *r, uint32_t n) { return n != 0 && n < sr_blocks_limit(r->head.hd_gens); }
+
+/* Make the slots, entries and blocks of `gens` generations, or `rows` rows, addressable (view.c).
+ * False if there is no address space. */
+bool sr_view_gens(struct sr_region *r, unsigned gens);
+bool sr_view_rows(struct sr_region *r, uint32_t rows);
+
+/* A number from shared memory becomes an address only after these: it is in bounds, and mapped. */
+static inline bool sr_gens_ok(struct sr_region *r, unsigned gens)
+{
+    return gens <= r->head.hd_gens && (SR_LIKELY(gens <= atomic_load_explicit(&r->mapped_gens, memory_order_acquire)) || sr_view_gens(r, gens));
+}
+static inline bool sr_entry_ok(struct sr_region *r, uint32_t n)
+{
+    return n != 0 && n < sr_entries_limit(r->head.hd_gens) && sr_gens_ok(r, sr_entry_gen(n) + 1);
+}
+static inline bool sr_block_ok(struct sr_region *r, uint32_t n)
+{
+    return n != 0 && n < sr_blocks_limit(r->head.hd_gens) && sr_gens_ok(r, sr_block_gen(n) + 1);
+}
+static inline bool sr_rows_ok(struct sr_region *r, uint32_t rows)
+{
+    return rows <= r->head.hd_rows && (SR_LIKELY(rows <= atomic_load_explicit(&r->mapped_rows, memory_order_acquire)) || sr_view_rows(r, rows));
+}
 
 /* Memory behind [at, at + len) of the catalog segment; large pages once it is large. */
 int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);

@@ -15,6 +15,9 @@ void sr_region__file_name(char out[SR_FILE_NAME], const char *region, enum sr_se
 void sr_region__socket_name(char out[SR_FILE_NAME], const uint8_t id[16]);
 void sr_region__socket_path(char out[SR_SOCKET_PATH], const uint8_t id[16]);
 
+/* view.c: the first, small mappings of catalog and members. */
+int sr_region__view(struct sr_region *r, struct sr_error *e);
+
 /* segment.c */
 int sr_region__open_dir(struct sr_error *e);
 /* A checked head; SR_E_NOT_FOUND, SR_E_DENIED, SR_E_CORRUPT. Returns the catalog's descriptor. */
