@@ -6,7 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 # Spelt out: the pip of Debian 12 knows no -C.
-SETTINGS := --config-settings=build-dir=build --config-settings=setup-args=-Dwerror=true
+SETTINGS := --config-settings=build-dir=build --config-settings=setup-args=-Dwerror=true \
+            --config-settings=setup-args=-Dfault_injection=true
 
 # Python started in the checkout would take the source folder, which has no native core, for the
 # installed package.

@@ -106,3 +106,16 @@ def locate(address: int, nbytes: int, /) -> tuple[RegionHandle, int, int, int, i
 def reduce(array: Any, /) -> Any: ...
 def set_reducer(function: Callable[[Any], Any], /) -> None: ...
 def settle() -> None: ...
+
+# Only in builds with -Dfault_injection=true: kernel calls made to fail, for tests.
+def fail_call(name: str, nth: int, errno: int, /) -> None:
+    """From now on, the nth call of that name (from 1; the names are those of native/sys/sr_sys.h) fails once."""
+
+def count_calls() -> None:
+    """Count calls from now on, and let none fail."""
+
+def fail_none() -> None:
+    """The kernel's own answers again; the counts stay."""
+
+def calls() -> dict[str, int]:
+    """How often each call was made since the last fail_call or count_calls."""

@@ -88,6 +88,17 @@ struct sr_sys {
 extern const struct sr_sys *sr_sys;
 extern const struct sr_sys sr_sys_linux;
 
+#ifdef SR_FAULTS
+/* For tests, in builds with -Dfault_injection=true (faults.c). Count all calls from now on. */
+void sr_faults_watch(void);
+/* The same, and the nth call of that name (from 1) gives -error instead. -EINVAL. */
+int sr_faults_arm(const char *name, unsigned nth, int error);
+/* The kernel's own answers again. */
+void sr_faults_disarm(void);
+/* Name and count of one call of the table; NULL beyond the last. */
+const char *sr_faults_counted(unsigned call, unsigned *count);
+#endif
+
 /* --- mapping ---------------------------------------------------------------------------------- */
 
 /* A mapping and what was asked for. */
