@@ -45,6 +45,13 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
     if (got == 0) got = sr_sys_hold(r->members_fd, n, at, SR_PAGE, &held->hold);
     if (got == -EAGAIN) return 1;
     if (got < 0) return got;
+    /* A dead owner of this row has the lock. Held by a member that does not know it, the row's byte
+     * would say that the holder lives, and writers would wait for ever. Only a writer who joins may
+     * have it: it puts the catalog in order first of all (sr_catalog_attach). */
+    if (sr_lock_names_row(r, n) && !(r->writable && r->rows_count == 0)) {
+        sr_sys_unmap(&held->hold);
+        return 1;
+    }
     struct sr_row *row = (struct sr_row *)held->hold.at;
     bool dirty = atomic_load(&row->row_state) != SR_ROW_CLEAN;
     bool writer = atomic_load(&row->row_access) != SR_ROW_READER;
@@ -98,6 +105,14 @@ static int find_row(struct sr_region *r, struct sr_held_row *held, struct sr_err
     return sr_fail(e, code, got, "region '%s' cannot be joined", r->name);
 }
 
+/* Writers name their row in the lock and in entries; meanwhile another thread's pin may move the
+ * array of rows to make it longer. */
+static void note_own_row(struct sr_region *r)
+{
+    r->own_row = r->rows[0].number;
+    r->own_gen = atomic_load(&r->rows[0].row->row_gen);
+}
+
 static int add_row(struct sr_region *r, struct sr_error *e)
 {
     struct sr_held_row *rows = realloc(r->rows, (r->rows_count + 1) * sizeof *rows);
@@ -115,6 +130,7 @@ static int add_row(struct sr_region *r, struct sr_error *e)
     /* Lowest places last, so that they are taken first and row_pins_high stays small. */
     for (uint32_t slot = SR_ROW_PINS; slot-- > 0;) r->spare[r->spare_count++] = r->rows_count * SR_ROW_PINS + slot;
     r->rows[r->rows_count++] = held;
+    if (r->rows_count == 1) note_own_row(r);
     return 0;
 }
 
@@ -151,12 +167,14 @@ void sr_member_leave(struct sr_region *r)
 
 void sr_member_settled(struct sr_region *r)
 {
+    pthread_mutex_lock(&r->local);
     for (uint32_t i = 0; i < r->rows_count; i++) atomic_store(&r->rows[i].row->row_access, r->writable ? SR_ROW_WRITER : SR_ROW_READER);
     r->row_was_dirty = false;
+    pthread_mutex_unlock(&r->local);
 }
 
-uint32_t sr_member_row(const struct sr_region *r) { return r->rows[0].number; }
-uint32_t sr_member_gen(const struct sr_region *r) { return atomic_load(&r->rows[0].row->row_gen); }
+uint32_t sr_member_row(const struct sr_region *r) { return r->own_row; }
+uint32_t sr_member_gen(const struct sr_region *r) { return r->own_gen; }
 
 bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen)
 {
@@ -407,6 +425,8 @@ static void before_fork(void)
         pthread_mutex_lock(&r->writers);
         pthread_mutex_lock(&r->local);
         if (r->open) make_child_rows(r);
+        /* Last, since it is taken inside the others: a child must not inherit it locked. */
+        pthread_mutex_lock(&r->growth);
     }
 }
 
@@ -416,6 +436,7 @@ static void after_fork_in_parent(void)
         for (uint32_t i = 0; r->child_rows && i < r->rows_count; i++) sr_sys_unmap(&r->child_rows[i].hold);
         free(r->child_rows);
         r->child_rows = NULL;
+        pthread_mutex_unlock(&r->growth);
         pthread_mutex_unlock(&r->local);
         pthread_mutex_unlock(&r->writers);
     }
@@ -431,6 +452,7 @@ static void after_fork_in_child(void)
                 r->rows[i].row->row_pid = sr_sys_pid();
                 sr_sys_hold_private(&r->rows[i].hold);
             }
+            note_own_row(r);
             free(r->child_rows);
             r->child_rows = NULL;
         } else {
@@ -439,6 +461,7 @@ static void after_fork_in_child(void)
             r->rows_count = r->pins_count = 0;
             if (r->pins_cap) memset(r->pins, 0, r->pins_cap * sizeof *r->pins);
         }
+        pthread_mutex_unlock(&r->growth);
         pthread_mutex_unlock(&r->local);
         pthread_mutex_unlock(&r->writers);
     }

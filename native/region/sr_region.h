@@ -62,7 +62,8 @@ struct sr_region {
     uint32_t pins_cap, pins_count;
     uint32_t *spare;             /* free places: (index in rows) * SR_ROW_PINS + slot       */
     uint32_t spare_count, spare_cap;
-    bool row_was_dirty;          /* the row taken had a writer that did not leave cleanly   */
+    uint32_t own_row, own_gen;   /* of rows[0]; change only at a join and in a forked child     */
+    _Atomic bool row_was_dirty;  /* the row taken had a writer that did not leave cleanly   */
 
     pthread_mutex_t writers;     /* the threads of this process, before the shared lock     */
 

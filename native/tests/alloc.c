@@ -22,10 +22,10 @@ static void mark(const struct held *h, uint8_t from, uint8_t to)
 }
 
 /* Free bytes that lie in pieces too short for a block of that length. */
-static uint64_t unusable(const struct sr_region *r, uint64_t wanted)
+static uint64_t unusable(struct sr_region *r, uint64_t wanted)
 {
     uint64_t lost = 0;
-    for (uint32_t n = 1; n < sr_state(r)->st_blocks_high; n++) {
+    for (uint32_t n = 1; n < sr_state(r)->st_blocks_high && sr_block_ok(r, n); n++) {
         const struct sr_block *b = sr_block(r, n);
         uint64_t len = b->blk_len_state & ~UINT64_C(63);
         if ((b->blk_len_state & 63) == SR_BLOCK_FREE && len < wanted) lost += len;
