@@ -23,7 +23,19 @@ from sharedregion.errors import (
 )
 
 try:
-    from sharedregion.region import Member, Region, Stats, attach, backends, create, regions, share, unlink
+    from sharedregion.region import (
+        Member,
+        Region,
+        Stats,
+        attach,
+        backends,
+        create,
+        load_npz,
+        load_safetensors,
+        regions,
+        share,
+        unlink,
+    )
 except ImportError as _error:
     if _sys.platform == "linux" and (getattr(_error, "name", "") or "").endswith("_native"):
         raise ImportError(
@@ -40,6 +52,8 @@ except ImportError as _error:
         attach,
         backends,
         create,
+        load_npz,
+        load_safetensors,
         regions,
         share,
         unlink,
@@ -74,6 +88,8 @@ __all__ = [
     "create",
     "errors",
     "footprint",
+    "load_npz",
+    "load_safetensors",
     "regions",
     "share",
     "unlink",

@@ -8,7 +8,19 @@ from sharedregion import _policy
 from sharedregion._kernel.facts import gather
 from sharedregion.errors import BackendUnavailable
 
-__all__ = ["Member", "Region", "Stats", "attach", "backends", "create", "regions", "share", "unlink"]
+__all__ = [
+    "Member",
+    "Region",
+    "Stats",
+    "attach",
+    "backends",
+    "create",
+    "load_npz",
+    "load_safetensors",
+    "regions",
+    "share",
+    "unlink",
+]
 
 
 def _refuse() -> NoReturn:
@@ -46,6 +58,16 @@ def attach(name: str, **keywords: Any) -> NoReturn:
 
 
 def share(value: Any, **keywords: Any) -> NoReturn:
+    """Raises BackendUnavailable."""
+    _refuse()
+
+
+def load_npz(path: str, **keywords: Any) -> NoReturn:
+    """Raises BackendUnavailable."""
+    _refuse()
+
+
+def load_safetensors(path: str, **keywords: Any) -> NoReturn:
     """Raises BackendUnavailable."""
     _refuse()
 

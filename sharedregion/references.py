@@ -25,7 +25,7 @@ from sharedregion.errors import ObjectNotFound, RegionClosed, RegionNotFound
 if TYPE_CHECKING:
     from sharedregion.region import Region
 
-__all__ = ["attach_same", "claim", "register", "remember"]
+__all__ = ["Reference", "attach_same", "claim", "register", "remember"]
 
 Array = NDArray[Any]
 
@@ -94,16 +94,73 @@ def attach_same(name: str, identity: bytes, uid: int, *, writable: bool = False)
     return region._settle_in(None)
 
 
+class Reference:
+    """One version of an object, to be sent by any pickler. Made by `Region.ref`.
+
+    Each time it is pickled, the sender's row gets a ticket that holds the object until the receiver
+    has got it. ObjectNotFound if it was withdrawn all the same.
+    """
+
+    def __init__(
+        self, region: Region, name: str, version: int, entry: int, block: int, row: int | None = None
+    ) -> None:
+        self._region = region
+        self.name = name
+        #: The publication that is meant; see `Region.version`.
+        self.version = version
+        self._entry = entry
+        self._block = block
+        self._row = row
+
+    def get(self) -> Any:
+        """The object. The same at every call, as long as any process holds it."""
+        try:
+            return self._region._open_exact(self._entry, self.version)
+        finally:
+            # Held here by now, or gone: either way the sender need not hold it any more.
+            if self._row is not None:
+                self._region._claim(self._row, self._block)
+                self._row = None
+
+    def __repr__(self) -> str:
+        return f"<Reference to {self.name!r} of region {self._region.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        region = self._region
+        # First the ticket, then the look: were it the other way round, the object could go between.
+        row = region._ticket(self._block)
+        try:
+            region._get_exact(self._entry, self.version)
+        except ObjectNotFound:
+            region._claim(row, self._block)
+            raise
+        what = (self.name, self.version, self._entry, self._block, row)
+        return _referred, (region.name, region._id, region.uid, what)
+
+
+def _referred(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Reference:
+    try:
+        region = attach_same(name, identity, uid)
+    except RegionNotFound as error:
+        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+    return Reference(region, *what)
+
+
 def claim(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Array:
     """The array that a reference stands for. ObjectNotFound if its object is gone."""
     entry, seq, block, row, start, dtype, shape, strides, writable = what
     try:
         region = _known(identity, writable) or attach_same(name, identity, uid, writable=writable)
-        pin = region._get_exact(entry, seq)
-    except (RegionNotFound, RegionClosed) as error:
+    except RegionNotFound as error:
         raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
-    # Held here by now: the sender need not hold it any more.
-    region._claim(row, block)
+    try:
+        pin = region._get_exact(entry, seq)
+    except RegionClosed as error:
+        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+    finally:
+        # Held here by now, or gone: either way the sender need not hold it any more.
+        if region._mapped:
+            region._claim(row, block)
     array: Array = np.ndarray(shape, np.dtype(dtype), cast(Any, pin), start, strides)
     if not writable:
         array.flags.writeable = False

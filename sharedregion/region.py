@@ -38,7 +38,19 @@ from sharedregion.errors import (
 if TYPE_CHECKING:
     from sharedregion.footprint import Footprint
 
-__all__ = ["Member", "Region", "Stats", "attach", "backends", "create", "regions", "share", "unlink"]
+__all__ = [
+    "Member",
+    "Region",
+    "Stats",
+    "attach",
+    "backends",
+    "create",
+    "load_npz",
+    "load_safetensors",
+    "regions",
+    "share",
+    "unlink",
+]
 
 _log = logging.getLogger("sharedregion")
 
@@ -333,6 +345,20 @@ class Region(_native.RegionHandle):
                     f"object {name!r} of region '{self.name}' had no newer version within {timeout} s"
                 )
 
+    def watch(self, name: str, *, newer_than: int = 0) -> Iterator[int]:
+        """Versions of `name` as they come, without end; the first may be there already.
+
+        Versions that were replaced while nobody asked are passed over.
+        """
+        while True:
+            newer_than = self.wait(name, newer_than=newer_than)
+            yield newer_than
+
+    def ref(self, name: str) -> references.Reference:
+        """A handle of this very version of the object that any pickler can send; `get()` gives the object."""
+        info = self._info(name)
+        return references.Reference(self, name, info[5], info[7], info[8])
+
     def seal(self) -> None:
         """Refuse every later put, allocate, publish and delete, by anyone. It cannot be undone."""
         self._seal()
@@ -620,6 +646,27 @@ def backends(size: int | str | None = None) -> list[_policy.Candidate]:
     if size is None:
         return _policy.survey(facts)
     return _policy.choose(facts, _policy.Request(parse_size(size)))
+
+
+def load_npz(path: str | os.PathLike[str], *, into: Region | None = None, **options: Any) -> Region:
+    """Place every array of an `.npz` archive, with no second copy in memory; returns the region.
+
+    Into the region `into`, or into one that is made for it (`options` are those of `create`).
+    """
+    from sharedregion.files import place_npz
+
+    return place_npz(os.fspath(path), into, options)
+
+
+def load_safetensors(path: str | os.PathLike[str], *, into: Region | None = None, **options: Any) -> Region:
+    """Place every tensor of a `.safetensors` file, with no second copy in memory; returns the region.
+
+    Into the region `into`, or into one that is made for it (`options` are those of `create`). Types that
+    numpy has not (bfloat16, 8-bit floats) are placed as unsigned integers of their bits.
+    """
+    from sharedregion.files import place_safetensors
+
+    return place_safetensors(os.fspath(path), into, options)
 
 
 def share(value: Any, *, backend: str = "auto") -> Any:

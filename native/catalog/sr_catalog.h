@@ -68,6 +68,8 @@ int sr_draft_publish(struct sr_region *r, const struct sr_desc *desc, const stru
 void sr_draft_drop(struct sr_region *r, const struct sr_draft *draft);
 /* All at once, for objects whose bytes are at hand: `data` has desc->len bytes. */
 int sr_catalog_put(struct sr_region *r, const struct sr_desc *desc, const void *data, uint64_t *seq, struct sr_error *e);
+/* Copy `len` bytes into a draft, with several threads once that pays. */
+void sr_catalog_copy(void *to, const void *from, uint64_t len);
 /* SR_E_NO_OBJECT. With `seq` not 0, only if it is that publication. */
 int sr_catalog_delete(struct sr_region *r, const char *name, size_t len, uint64_t seq, struct sr_error *e);
 /* A new version of a mutable object, in place. */

@@ -367,7 +367,7 @@ int sr_catalog_put(struct sr_region *r, const struct sr_desc *d, const void *dat
     struct sr_draft draft;
     got = sr_draft_begin(r, d, &draft, e);
     if (got < 0) return got;
-    memcpy(r->data.at + draft.off.at, data, d->len);
+    sr_catalog_copy(r->data.at + draft.off.at, data, d->len);
     got = sr_draft_publish(r, d, &draft, seq, e);
     if (got < 0) sr_draft_drop(r, &draft);
     return got;

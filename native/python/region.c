@@ -248,6 +248,19 @@ static PyObject *region_get_exact(PyObject *object, PyObject *args)
     return srp_pin_new(self, &f);
 }
 
+/* _open_exact(entry, seq) -> the object of that publication */
+static PyObject *region_open_exact(PyObject *object, PyObject *args)
+{
+    srp_region *self = (srp_region *)object;
+    unsigned entry;
+    unsigned long long seq;
+    struct sr_region *r = srp_open(self);
+    if (r == NULL || !PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
+    struct sr_error e;
+    struct sr_found f;
+    return sr_catalog_get_exact(r, entry, seq, &f, &e) < 0 ? srp_raise(&e) : result_of(self, &f);
+}
+
 static int region_contains(PyObject *object, PyObject *key)
 {
     struct sr_region *r = srp_open((srp_region *)object);
@@ -584,6 +597,7 @@ static PyMethodDef methods[] = {
     {"publish", region_publish, METH_O, NULL},
     {"_retire", region_retire, METH_NOARGS, NULL},
     {"_get_exact", region_get_exact, METH_VARARGS, NULL},
+    {"_open_exact", region_open_exact, METH_VARARGS, NULL},
     {"_info", region_info, METH_O, NULL},
     {"_list", region_list, METH_NOARGS, NULL},
     {"_put", region_put, METH_VARARGS, NULL},

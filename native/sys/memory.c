@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -174,3 +175,9 @@ uint64_t sr_sys_now(void) { return nanoseconds(CLOCK_MONOTONIC); }
 uint64_t sr_sys_wall(void) { return nanoseconds(CLOCK_REALTIME); }
 uint32_t sr_sys_pid(void) { return (uint32_t)getpid(); }
 uint32_t sr_sys_uid(void) { return (uint32_t)geteuid(); }
+uint32_t sr_sys_cpus(void)
+{
+    cpu_set_t set;
+    int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return count > 0 ? (uint32_t)count : 1;
+}

@@ -188,6 +188,7 @@ uint64_t sr_sys_wall(void);
 /* Who we are; these cannot fail. */
 uint32_t sr_sys_pid(void);
 uint32_t sr_sys_uid(void);    /* effective */
+uint32_t sr_sys_cpus(void);   /* that this thread may run on; at least 1 */
 
 /* A descriptor that closes itself at the end of its scope: SR_FD fd = ...; */
 static inline void sr_sys__close_guard(int *fd) { sr_sys_close(fd); }

@@ -14,9 +14,9 @@ from sharedregion import _demo, _policy, _story
 from sharedregion._kernel.facts import Facts, gather
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
-from sharedregion.cli.inputs import read_input
 from sharedregion.cli.options import backend_option, size_option
 from sharedregion.errors import BackendUnavailable, SharedRegionError
+from sharedregion.files import read_input
 
 __all__ = ["demo"]
 

@@ -18,8 +18,8 @@ import safetensors.numpy
 from sharedregion import _demo
 from sharedregion._kernel.facts import gather
 from sharedregion._kernel.mounts import ShmSpace
-from sharedregion.cli.inputs import read_input
 from sharedregion.errors import ToolError
+from sharedregion.files import read_input
 
 COMMAND = [sys.executable, "-P", "-m", "sharedregion", "demo", "--no-story"]
 KIB = 1 << 10

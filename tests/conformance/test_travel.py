@@ -161,6 +161,58 @@ def test_regions_travel_by_name(run, unique: str) -> None:
         assert "RegionNotFound" in run(code, sent.hex(), expect=1)
 
 
+def test_explicit_references(run, unique: str) -> None:
+    """ref() names one version for any pickler; it holds the object on the way, and is never another version."""
+    with sr.create(unique, size="1 MiB") as region:
+        region["d"] = {"x": np.arange(1000)}
+        region["t"] = "first"
+        sent = pickle.dumps((region.ref("d"), region.ref("t")))
+        del region["d"]
+        region["t"] = "second"
+        code = """
+import sys, pickle
+d, t = pickle.loads(bytes.fromhex(sys.argv[1]))
+for ref in (d, t):
+    try: value = ref.get()
+    except KeyError as error: print(type(error).__name__)
+    else: print(value if ref is t else (int(value["x"].sum()), value["x"].flags.writeable, ref.get()["x"].shape))
+"""
+        # Withdrawn: named versions are gone, whatever has their name now.
+        assert run(code, sent.hex()) == "ObjectNotFound\nObjectNotFound\n"
+        region["d"] = {"x": np.arange(1000)}
+        sent = pickle.dumps((region.ref("d"), region.ref("t")))
+        assert run(code, sent.hex()) == "(499500, False, (1000,))\nsecond\n"
+        stale = region.ref("t")
+        region["t"] = "third"
+        with pytest.raises(sr.ObjectNotFound):
+            pickle.dumps(stale)
+        with pytest.raises(sr.ObjectNotFound):
+            region.ref("nothing")
+
+
+def test_watch_and_wait(start, unique: str) -> None:
+    """A waiting process sees each new version that it asks for, and is woken by it."""
+    with sr.create(unique, size="1 MiB") as region:
+        watcher = start(
+            """
+import sys, sharedregion as sr
+region = sr.attach(sys.argv[1])
+print("ready", flush=True)
+for n, version in enumerate(region.watch("x")):
+    print(version, region["x"], flush=True)
+    if n == 2: break
+try: region.wait("x", 0.05, newer_than=version)
+except TimeoutError: print("late")
+""",
+            unique,
+        )
+        for n in range(3):
+            region["x"] = f"value {n}"
+            line = watcher.stdout.readline().split(" ", 1)
+            assert int(line[0]) == region.version("x") and line[1].strip() == f"value {n}"
+        assert watcher.communicate()[0].strip() == "late"
+
+
 def test_rounds_through_one_pool_leave_nothing(run) -> None:
     """Create, send, close, again and again through one living pool: descriptors, maps and names stay where they were."""
     code = """

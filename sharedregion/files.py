@@ -12,16 +12,18 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedregion.errors import SharedRegionError
+from sharedregion.region import Region, create
 
-__all__ = ["Input", "read_input"]
+__all__ = ["Input", "place_npz", "place_safetensors", "read_input"]
 
 Array = NDArray[Any]
 
@@ -35,8 +37,7 @@ class Input:
     notes: tuple[str, ...] = ()
 
 
-def read_input(path: str) -> Input:
-    """The arrays in the file. Which format it has is told by its name, or else by its first bytes."""
+def _first_bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -45,18 +46,14 @@ def read_input(path: str) -> Input:
         raise SharedRegionError(f"{path} cannot be read: {text}") from None
     if not start:
         raise SharedRegionError(f"{path} is empty")
-    kind = os.path.splitext(path)[1].lower()
+    return start
+
+
+@contextmanager
+def _clear_errors(path: str) -> Iterator[None]:
+    """Whatever a damaged file makes the parsers raise becomes one error that names the file."""
     try:
-        if kind == ".safetensors":
-            arrays, notes = _safetensors(path)
-        elif kind == ".npz" or start.startswith(b"PK\x03\x04"):
-            arrays, notes = _npz(path), ()
-        elif kind == ".npy" or start.startswith(b"\x93NUMPY"):
-            arrays, notes = {os.path.splitext(os.path.basename(path))[0] or "array": _npy(path)}, ()
-        else:
-            raise SharedRegionError(
-                f"{path} is of no kind that is known", "give a .npy, .npz or .safetensors file"
-            )
+        yield
     except SharedRegionError:
         raise
     except MemoryError:
@@ -75,6 +72,23 @@ def read_input(path: str) -> Input:
         raise SharedRegionError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, RecursionError) as error:
         raise SharedRegionError(f"{path} is damaged: {error}") from None
+
+
+def read_input(path: str) -> Input:
+    """The arrays in the file. Which format it has is told by its name, or else by its first bytes."""
+    start = _first_bytes(path)
+    kind = os.path.splitext(path)[1].lower()
+    with _clear_errors(path):
+        if kind == ".safetensors":
+            arrays, notes = _safetensors(path)
+        elif kind == ".npz" or start.startswith(b"PK\x03\x04"):
+            arrays, notes = _npz(path), ()
+        elif kind == ".npy" or start.startswith(b"\x93NUMPY"):
+            arrays, notes = {os.path.splitext(os.path.basename(path))[0] or "array": _npy(path)}, ()
+        else:
+            raise SharedRegionError(
+                f"{path} is of no kind that is known", "give a .npy, .npz or .safetensors file"
+            )
     for name, array in arrays.items():
         if array.dtype.hasobject:
             _refuse_objects(path, name)
@@ -196,3 +210,73 @@ def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...]]:
         f"{kind} is shared as its bits ({_AS_BITS[kind]}): numpy has no such type" for kind in sorted(as_bits)
     )
     return arrays, notes
+
+
+# --- placing -----------------------------------------------------------------------------------
+
+
+def place_safetensors(path: str, into: Region | None, options: dict[str, Any]) -> Region:
+    """Every tensor of the file, from the mapped file straight into the region."""
+    _first_bytes(path)
+    with _clear_errors(path):
+        arrays, _ = _safetensors(path)
+    region = (
+        into
+        if into is not None
+        else _sized(sum(array.nbytes for array in arrays.values()), len(arrays), options)
+    )
+    for name, array in arrays.items():
+        region[name] = array
+    return region
+
+
+def place_npz(path: str, into: Region | None, options: dict[str, Any]) -> Region:
+    """Every array of the archive, decompressed straight into the region: no array is held twice."""
+    _first_bytes(path)
+    with _clear_errors(path), zipfile.ZipFile(path) as archive:
+        members: dict[str, tuple[str, tuple[int, ...], np.dtype[Any], bool]] = {}
+        for info in archive.infolist():
+            with archive.open(info) as file:
+                shape, fortran, dtype = _any_header(file)
+            name = info.filename.removesuffix(".npy")
+            if dtype.hasobject:
+                _refuse_objects(path, name)
+            members[name] = (info.filename, shape, dtype, fortran)
+        total = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in members.values())
+    region = into if into is not None else _sized(total, len(members), options)
+    with _clear_errors(path), zipfile.ZipFile(path) as archive:
+        for name, (member, shape, dtype, fortran) in members.items():
+            with (
+                archive.open(member) as file,
+                region.allocate(name, shape, dtype, order="F" if fortran else "C") as array,
+            ):
+                _any_header(file)
+                if array.nbytes:
+                    _read_exactly(file, memoryview(cast(Any, array.ravel(order="K").view(np.uint8))))
+    return region
+
+
+def _sized(nbytes: int, count: int, options: dict[str, Any]) -> Region:
+    """A region with room for so many bytes, and for what placing each at its alignment may take."""
+    return create(**({"size": nbytes + (count + 1) * 4096} | options))
+
+
+def _any_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    reader: Any = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if reader is None:
+        raise ValueError(f"version {version} of the .npy format is not known")
+    shape, fortran, dtype = reader(file)
+    return shape, fortran, dtype
+
+
+def _read_exactly(file: Any, into: memoryview) -> None:
+    done = 0
+    while done < len(into):
+        got = file.readinto(into[done:])
+        if not got:
+            raise ValueError("an array is shorter than its header says")
+        done += got

@@ -13,8 +13,8 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharedregion.cli.inputs import read_input
 from sharedregion.errors import SharedRegionError
+from sharedregion.files import read_input
 
 ARRAYS = {
     "floats": np.arange(60, dtype="<f4").reshape(3, 4, 5),
