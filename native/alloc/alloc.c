@@ -5,7 +5,7 @@
 
 #define OWN_CLASS_STEPS 64    /* how far a list of blocks that may be too small is searched */
 
-static struct sr_alloc_head *head(const struct sr_region *r) { return (struct sr_alloc_head *)(r->catalog.at + SR_ALLOC_AT); }
+static struct sr_alloc_head *head(const struct sr_region *r) { return (struct sr_alloc_head *)(sr_mapped(&r->catalog) + SR_ALLOC_AT); }
 
 static int bad(struct sr_region *r, struct sr_error *e, const char *what)
 {

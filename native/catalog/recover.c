@@ -235,7 +235,7 @@ int sr_catalog_trim(struct sr_region *r, uint64_t *bytes, struct sr_error *e)
     *bytes = 0;
     int got = sr_catalog__lock(r, e);
     if (got < 0) return got;
-    const struct sr_alloc_head *h = (const struct sr_alloc_head *)(r->catalog.at + SR_ALLOC_AT);
+    const struct sr_alloc_head *h = (const struct sr_alloc_head *)(sr_mapped(&r->catalog) + SR_ALLOC_AT);
     uint64_t granule = r->head.hd_granule;
     uint32_t left = sr_state(r)->st_blocks_high;
     for (uint32_t n = h->al_first; sr_block_ok(r, n) && left-- && got == 0; n = sr_block(r, n)->blk_next) {

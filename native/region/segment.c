@@ -385,7 +385,7 @@ int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, str
 
 static _Atomic uint64_t *commit_word(const struct sr_region *r, uint64_t granule)
 {
-    return (_Atomic uint64_t *)(r->catalog.at + SR_COMMIT_MAP_AT) + granule / 64;
+    return (_Atomic uint64_t *)(sr_mapped(&r->catalog) + SR_COMMIT_MAP_AT) + granule / 64;
 }
 
 static bool committed(const struct sr_region *r, uint64_t granule)

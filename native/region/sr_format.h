@@ -126,7 +126,7 @@ struct sr_state {
     alignas(64) _Atomic uint64_t st_seq;    /*  64  last publication number given out           */
     _Atomic uint32_t st_flags;              /*  72  enum sr_state_flag                          */
     _Atomic uint32_t st_level;              /*  76  generation whose slots are the index        */
-    uint32_t st_entries_high;               /*  80  entries below were used at some time        */
+    _Atomic uint32_t st_entries_high;       /*  80  entries below were used at some time        */
     uint32_t st_blocks_high;                /*  84 */
     uint32_t st_entries_committed;          /*  88  entries below have memory                   */
     uint32_t st_blocks_committed;           /*  92 */

@@ -96,24 +96,27 @@ int sr_region_check_name(const char *name, size_t len, struct sr_error *e);
 
 /* --- parts ------------------------------------------------------------------------------------ */
 
-static inline struct sr_state *sr_state(const struct sr_region *r) { return (struct sr_state *)(r->catalog.at + SR_STATE_AT); }
-static inline struct sr_members_head *sr_members(const struct sr_region *r) { return (struct sr_members_head *)r->members.at; }
+/* Where a segment is mapped, which another thread may just be moving (view.c). */
+static inline unsigned char *sr_mapped(const struct sr_map *map) { return __atomic_load_n(&map->at, __ATOMIC_ACQUIRE); }
+
+static inline struct sr_state *sr_state(const struct sr_region *r) { return (struct sr_state *)(sr_mapped(&r->catalog) + SR_STATE_AT); }
+static inline struct sr_members_head *sr_members(const struct sr_region *r) { return (struct sr_members_head *)sr_mapped(&r->members); }
 static inline struct sr_row *sr_row(const struct sr_region *r, uint32_t n)
 {
-    return (struct sr_row *)(r->members.at + SR_PAGE * (1 + (uint64_t)n));
+    return (struct sr_row *)(sr_mapped(&r->members) + SR_PAGE * (1 + (uint64_t)n));
 }
 /* `n` must have passed sr_entry_ok, sr_block_ok; `level` sr_gens_ok(level + 1); a row sr_rows_ok. */
 static inline struct sr_entry *sr_entry(const struct sr_region *r, uint32_t n)
 {
-    return (struct sr_entry *)(r->catalog.at + sr_entry_at(r->head.hd_gen0, n));
+    return (struct sr_entry *)(sr_mapped(&r->catalog) + sr_entry_at(r->head.hd_gen0, n));
 }
 static inline struct sr_block *sr_block(const struct sr_region *r, uint32_t n)
 {
-    return (struct sr_block *)(r->catalog.at + sr_block_at(r->head.hd_gen0, n));
+    return (struct sr_block *)(sr_mapped(&r->catalog) + sr_block_at(r->head.hd_gen0, n));
 }
 static inline _Atomic uint64_t *sr_slots(const struct sr_region *r, unsigned level)
 {
-    return (_Atomic uint64_t *)(r->catalog.at + sr_slots_at(r->head.hd_gen0, level));
+    return (_Atomic uint64_t *)(sr_mapped(&r->catalog) + sr_slots_at(r->head.hd_gen0, level));
 }
 
 /* Make the slots, entries and blocks of `gens` generations, or `rows` rows, addressable (view.c).

@@ -1,7 +1,11 @@
 /* litmus: two processors, and orders of stores that no single-stepping can show.
  *
  *   fence    bytes written by streaming stores, then published: a reader never sees others. Compared
- *            with the same stores followed by a plain store, where it does.
+ *            with the same stores followed by a plain store, where it does. First with two words of
+ *            its own, then with a draft of the library. The library's own fence cannot be shown to be
+ *            missed: taking the lock is a locked instruction, which empties the write-combining
+ *            buffers too (Intel SDM volume 3, "Methods of Caching Available"); it stays, since it says
+ *            what is needed and does not lean on how the lock is taken.
  *   dekker   a pin is stored, then the publication number is read; the number is cleared, then pins
  *            are read: never do both miss the other. Without the fences they do.
  *
@@ -201,7 +205,7 @@ int main(int argc, char **argv)
     bare_run(false);
     printf("streaming stores, plain publish: %llu of %llu reads torn\n", (unsigned long long)torn, (unsigned long long)seen);
     uint64_t without = torn;
-    bare_run(true);
+    bare_run(!mutate);
     printf("streaming stores, sfence, plain publish: %llu of %llu reads torn\n", (unsigned long long)torn, (unsigned long long)seen);
     EXPECT(torn == 0, "the fence does not order streaming stores");
     if (without == 0) puts("(this processor shows no difference: the comparison says nothing)");
