@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint types format dist clean
+.PHONY: help venv build demo test asan tsan kill lint types format dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -55,6 +55,25 @@ demo: build ## share arrays with workers and show what each one costs (ARGS="--w
 test: build ## run all tests (ARGS="-k name")
 	$(BIN)/pytest $(ARGS)
 
+# Programs in C that reach what Python cannot, each in a build of its own. The Python module is not
+# built with them.
+build-native/native/tests/ok: SETUP := -Dbuildtype=release
+build-asan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=address,undefined
+build-tsan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=thread
+build-%/native/tests/ok: $(VENV)/.requirements $(SOURCES)
+	@test -f build-$*/build.ninja || $(BIN)/meson setup build-$* -Dnative_tests=true -Db_lundef=false $(SETUP) > /dev/null
+	@$(BIN)/ninja -C build-$* --quiet native-tests > /dev/null
+	@touch $@
+
+asan: build-asan/native/tests/ok ## run the native tests under AddressSanitizer and UBSan
+	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 native/tests/run build-asan
+
+tsan: build-tsan/native/tests/ok ## run the native tests under ThreadSanitizer
+	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads members catalog
+
+kill: build-native/native/tests/ok ## kill at every instruction and at random times: 10,000 histories, 500 kills, a soak (half an hour)
+	@native/tests/run build-native --whole
+
 lint: venv ## check style and common mistakes
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
@@ -71,4 +90,4 @@ dist: venv ## make a wheel in dist/
 	@ls dist
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build build-native build-asan build-tsan dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -86,7 +86,7 @@ struct control {
     uint32_t other_row;
     uint32_t pins;
     struct { uint64_t off, len, seed; } pinned[16];
-    bool other_draft;
+    bool other_draft, other_open;
 };
 
 /* Counters of all jobs. */
@@ -419,11 +419,14 @@ static void fill_up(struct sr_region *r)
     }
 }
 
-static void check_point(const struct history *h, const struct expected *x, const struct snapshot *shot, uint64_t *random)
+/* `lives`: whether the other member does; in a recovery that is stepped it did or did not all along. */
+enum lives { DEAD, ALIVE, EITHER };
+static void check_point(const struct expected *x, const struct snapshot *shot, enum lives lives, uint64_t *random)
 {
     struct sr_error error = {0};
     struct sr_stats stats;
     restore(&copy, shot);
+    alarm(60);    /* no recovery waits: one that does is ended, and with it the run */
     struct sr_members_head *m = (struct sr_members_head *)copy.members;
     uint32_t choice = (uint32_t)t_random(random);
     bool sealed = sr_state(&(struct sr_region){.catalog = {copy.catalog, 0}})->st_flags & SR_STATE_SEALED;
@@ -432,7 +435,7 @@ static void check_point(const struct history *h, const struct expected *x, const
         m->mh_rows_high = (uint32_t)sr_max(m->mh_rows_high, 18);
         m->mh_clean[0] |= UINT64_C(1) << 17;
     }
-    bool held = h->other && (choice & 2);
+    bool held = control->other_open && (lives == EITHER ? (choice & 2) != 0 : lives == ALIVE);
     if (held) NEED(sr_sys_lock(copy.members_fd, control->other_row, 1, false) == 0, "the row of the other member");
 
     if (choice & 4) {    /* a reader first: it waits for nobody */
@@ -480,6 +483,7 @@ static void check_point(const struct history *h, const struct expected *x, const
         NEED(bytes || (stats.objects == 0 && stats.largest == stats.size), "an empty region is not one free block");
     }
     sr_region_close(r);
+    alarm(0);
     atomic_fetch_add(&figures->points, 1);
 }
 
@@ -589,7 +593,8 @@ static void child(const struct history *h, bool on_second)
     self = t_create(region_name, &sr_backend_shm, h->size, false);
     if (h->other) {
         other = t_attach(region_name, h->other_writes);
-        control->other_row = other->rows[0].number;
+        control->other_row = sr_member_row(other);
+        control->other_open = true;
     }
     for (uint32_t i = 0; i < h->prefill; i++) {
         struct object o = {.len = 8, .seed = i, .there = true};
@@ -600,7 +605,11 @@ static void child(const struct history *h, bool on_second)
         control->prefilled++;
     }
     for (uint32_t i = 0; i < h->setup_count; i++) control->done[i] = prepare(&h->setup[i]);
-    if (h->stepped.kind == CLOSE_LAST && other) sr_region_close(other);
+    if (h->stepped.kind == CLOSE_LAST && other) {
+        sr_region_close(other);
+        control->other_open = false;
+        control->pins = 0;
+    }
     uint8_t meta[SR_META_MAX], bytes[8192];
     t_fill(meta, h->stepped.object.meta_len, ~h->stepped.object.seed);
     t_fill(bytes, h->stepped.object.len, h->stepped.object.seed);
@@ -799,9 +808,10 @@ static bool verbose;
 static void recover_stepped(const struct history *h, const struct expected *x, const struct snapshot *shot, uint64_t *random);
 
 /* Step to the end of the operation; every state on the way is checked. */
-static void step_all(const struct history *h, struct expected *x, pid_t pid, struct segments *on, struct snapshot *shot, bool twice, uint64_t *random)
+static void step_all(const struct history *h, struct expected *x, pid_t pid, struct segments *on, struct snapshot *shot, enum lives lives, uint64_t *random)
 {
     uint64_t data_len = sr_align_up(h->size, SR_PAGE), steps = 0;
+    bool twice = lives != EITHER;
     uint32_t serial = (uint32_t)t_random(random), pauses = 0;
     clear_snapshot(shot);
     update(shot, on, data_len);
@@ -828,7 +838,7 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
         if (ours) figures->code[at] |= changed ? 3 : 1;
         snprintf(where, sizeof where, "history %llu (%s)%s, instruction %llu, at %s+%#lx", (unsigned long long)h->seed, kind_names[h->stepped.kind],
                  twice ? ", recovery" : "", (unsigned long long)steps, ours ? "ours" : "elsewhere", (unsigned long)at);
-        check_point(h, x, shot, random);
+        check_point(x, shot, lives, random);
         atomic_fetch_add(&figures->changed, changed);
         atomic_fetch_add(&figures->points_by_kind[h->stepped.kind], 1);
         if (!twice && t_below(random, 800) == 0) recover_stepped(h, x, shot, random);
@@ -849,10 +859,13 @@ static void recover_stepped(const struct history *h, const struct expected *x, c
     restore(&second, shot);
     static struct expected y;
     y = *x;
+    enum lives lives = control->other_open && t_below(random, 2) ? ALIVE : DEAD;
+    if (lives == ALIVE) NEED(sr_sys_lock(second.members_fd, control->other_row, 1, false) == 0, "the row of the other member");
     pid_t pid = start_child(h, true);
-    step_all(h, &y, pid, &second, &shots[1], true, random);
+    step_all(h, &y, pid, &second, &shots[1], lives, random);
     NEED(control->result == 0, "a recovery failed with %d", control->result);
     end_child(pid);
+    if (lives == ALIVE) NEED(sr_sys_unlock(second.members_fd, control->other_row, 1) == 0, "the row of the other member");
     atomic_fetch_add(&figures->twice, 1);
     memcpy(where, before, sizeof where);
 }
@@ -867,7 +880,7 @@ static void run_history(const struct history *h)
     expect(h, &x);
     struct segments real;
     open_segments(&real, region_name, false, sr_align_up(h->size, SR_PAGE));
-    step_all(h, &x, pid, &real, &shots[0], false, &random);
+    step_all(h, &x, pid, &real, &shots[0], EITHER, &random);
     snprintf(where, sizeof where, "history %llu (%s), end, result %d", (unsigned long long)h->seed, kind_names[h->stepped.kind], control->result);
     if (verbose) fprintf(stderr, "%s\n", where);
     if (h->stepped.kind == CLOSE_LAST || (h->stepped.kind == CLOSE && !h->other)) {
@@ -1000,8 +1013,17 @@ static int no_sleep(const _Atomic uint32_t *word, uint32_t expected, const struc
     return atomic_load(word) == expected ? -ETIMEDOUT : -EAGAIN;
 }
 
+static void hung(int sig)
+{
+    (void)sig;
+    static const char what[] = ": hung\n";
+    if (write(2, where, strlen(where)) < 0 || write(2, what, sizeof what - 1) < 0) _exit(1);
+    _exit(1);
+}
+
 int main(int argc, char **argv)
 {
+    signal(SIGALRM, hung);
     static struct sr_sys table;
     table = sr_sys_linux;
     table.futex_wait = no_sleep;
