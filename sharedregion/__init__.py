@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys as _sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sharedregion import errors
 from sharedregion.errors import (
@@ -59,8 +61,8 @@ except ImportError as _error:
         unlink,
     )
 
-# After the module of the same name, so that the function is what `sharedregion.footprint` means.
-from sharedregion.footprint import Footprint, footprint
+if TYPE_CHECKING:
+    from sharedregion.footprint import Footprint, footprint
 
 __version__ = "0.1.0"
 
@@ -97,8 +99,19 @@ __all__ = [
 
 
 def _look(region: Region, leaves: bool) -> Footprint:
+    from sharedregion.footprint import footprint as look
+
     pids = [member.pid for member in region.members()]
-    return footprint(*pids, regions=[(region.name, region._segments())], leaves=leaves)
+    return look(*pids, regions=[(region.name, region._segments())], leaves=leaves)
 
 
 Region._look = _look
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: a worker that reads arrays needs none of it. `footprint` is the module,
+    # which can be called like the function of the same name that it holds.
+    if name in ("footprint", "Footprint"):
+        module = import_module("sharedregion.footprint")
+        return module if name == "footprint" else module.Footprint
+    raise AttributeError(f"module 'sharedregion' has no attribute {name!r}")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ast
 import struct
 from typing import Any
 
@@ -49,7 +48,9 @@ def array_over(meta: bytes, buffer: Any, *, writable: bool) -> Array:
         if kind == _PLAIN and text_len == len(text):
             dtype = np.dtype(text.decode("ascii"))
         elif kind == _DESCRIBED:
-            dtype = descr_to_dtype(ast.literal_eval(text.decode()))
+            from ast import literal_eval
+
+            dtype = descr_to_dtype(literal_eval(text.decode()))
         else:
             raise ValueError("unknown kind of description")
         array: Array = np.ndarray(shape, dtype, buffer, order="F" if flags & _FORTRAN else "C")

@@ -22,8 +22,10 @@ import selectors
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 from sharedregion.errors import ToolError
@@ -534,3 +536,13 @@ def _parse(answer: bytes, names: Sequence[str]) -> Footprint:
             errno.EPROTO,
         ) from error
     return found
+
+
+class _Callable(ModuleType):
+    """`sharedregion.footprint` is this module and the function in it: whichever was meant works."""
+
+    def __call__(self, *pids: int, **options: Any) -> Footprint:
+        return footprint(*pids, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -41,18 +45,61 @@ def remember(region: Region) -> None:
     register()
 
 
+_PICKLER = "multiprocessing.reduction"
+
+
+class _Awaiting:
+    """Teaches the pickler when it is imported: importing it for every worker would take longer than attaching.
+
+    Finder and loader by their methods; the abstract classes would import what a worker does not need.
+    """
+
+    _loader: Any
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _PICKLER:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        self._loader = spec.loader
+        spec.loader = cast(Any, self)
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        if spec is not None:
+            spec.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _teach(module)
+
+
+def _teach(module: Any) -> None:
+    _native.set_reducer(_reduce)
+    module.ForkingPickler.register(np.ndarray, _native.reduce)
+
+
 _registered = False
 
 
 def register() -> None:
-    """Teach ForkingPickler. Idempotent; does nothing while multiprocessing's pickler is not loaded."""
+    """Teach ForkingPickler, now or when it is first imported. Idempotent."""
     global _registered
-    if not _registered:
-        from multiprocessing.reduction import ForkingPickler
-
-        _native.set_reducer(_reduce)
-        ForkingPickler.register(np.ndarray, _native.reduce)
-        _registered = True
+    if _registered:
+        return
+    _registered = True
+    module = sys.modules.get(_PICKLER)
+    if module is not None and hasattr(module, "ForkingPickler"):
+        _teach(module)
+    else:
+        sys.meta_path.insert(0, _Awaiting())
 
 
 def _reduce(array: Array) -> Any:
@@ -166,9 +213,3 @@ def claim(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Array:
         array.flags.writeable = False
     _native.settle()
     return array
-
-
-# Regions are made only after `import sharedregion`, but a reference may arrive in a process that has
-# imported nothing but this module; it has to be able to send the array on.
-if "multiprocessing.reduction" in sys.modules:
-    register()

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import atexit
 import errno
-import logging
 import os
-import secrets
 import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sharedregion import _native, _policy, codecs, references
-from sharedregion._kernel import cgroup, smaps
-from sharedregion._kernel.facts import gather
+from sharedregion import _native, codecs, references
 from sharedregion._sizes import format_size, parse_size
 from sharedregion.arrays import array_over, describe
 from sharedregion.codecs import pickled
@@ -36,6 +31,7 @@ from sharedregion.errors import (
 )
 
 if TYPE_CHECKING:
+    from sharedregion._policy import Candidate
     from sharedregion.footprint import Footprint
 
 __all__ = [
@@ -52,8 +48,6 @@ __all__ = [
     "unlink",
 ]
 
-_log = logging.getLogger("sharedregion")
-
 _KEEPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_bin", "sharedregion-keeper")
 _PAGE = 4096
 _PREFIX, _SUFFIX = "sharedregion.", ".catalog"
@@ -64,8 +58,7 @@ _HEADROOM_FROM = 16 << 20
 _MISSING: Any = object()
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """Numbers of a region at one moment. Bytes, unless said otherwise.
 
     `largest` is a free piece that could be taken whole. `committed` is the part of `size` that has
@@ -88,8 +81,7 @@ class Stats:
     huge_fraction: float | None
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A process that has the region open. `pid` is as that process sees itself."""
 
     pid: int
@@ -266,6 +258,8 @@ class Region(_native.RegionHandle):
         """Raise RegionFull where a memory cgroup would answer the commit with SIGKILL."""
         if nbytes < _HEADROOM_FROM or self._committed_whole:
             return
+        from sharedregion._kernel import cgroup
+
         for limit in cgroup.memory_limits():
             if nbytes > limit.headroom and (limit.counts_hugetlb or self.backend != "hugetlb"):
                 raise RegionFull(
@@ -367,6 +361,8 @@ class Region(_native.RegionHandle):
 
     def stats(self) -> Stats:
         """Numbers of this moment; `huge_fraction` is read from the kernel's view of this process."""
+        from sharedregion._kernel import smaps
+
         s = self._stats()
         address, length, _ = self._data()
         return Stats(
@@ -492,10 +488,17 @@ def create(
 
     Raises RegionExists, BackendUnavailable, ValueError.
     """
+    # What only a host needs is loaded by hosts alone.
+    import logging
+
+    from sharedregion import _policy
+    from sharedregion._kernel.facts import gather
+
+    log = logging.getLogger("sharedregion")
     bytes_wanted = -(-parse_size(size) // _PAGE) * _PAGE
     request = _policy.resolve(bytes_wanted, commit, backend, os.environ)
     if name is None:
-        name = f"anonymous-{secrets.token_hex(8)}"
+        name = f"anonymous-{os.urandom(8).hex()}"
     elif not isinstance(name, str):
         raise TypeError(f"a region's name is a str, not {type(name).__name__}")
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
@@ -535,11 +538,11 @@ def create(
             number = error.errno
             if number == errno.ENOSPC and _native.SHM_DIR in error.message:
                 remedy = f"make room: df {_native.SHM_DIR} says how full it is"
-            _log.info("backend %s does not serve region %r: %s", candidate.name, name, error)
+            log.info("backend %s does not serve region %r: %s", candidate.name, name, error)
             continue
         region._settle_in(None)
         level = logging.WARNING if candidate.backend == "shm" and bytes_wanted >= 2 << 20 else logging.INFO
-        _log.log(
+        log.log(
             level,
             "region %r of %s is made of %s: %s",
             name,
@@ -637,11 +640,14 @@ def regions() -> list[str]:
     return found
 
 
-def backends(size: int | str | None = None) -> list[_policy.Candidate]:
+def backends(size: int | str | None = None) -> list[Candidate]:
     """What each kind of memory could do here, best first: whether it can serve, why, and what would enable it.
 
     With `size`, for a region of that size.
     """
+    from sharedregion import _policy
+    from sharedregion._kernel.facts import gather
+
     facts = gather()
     if size is None:
         return _policy.survey(facts)

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
@@ -27,8 +26,7 @@ NUMBER = 4
 _ALIGN = 64
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A pickle and where its parts will lie."""
 
     body: bytes

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib.util
 import io
 import os
 import pickle
@@ -159,6 +160,23 @@ def test_regions_travel_by_name(run, unique: str) -> None:
         assert run(code, sent.hex()) == "5 False\n"
     with sr.create(unique, size="1 MiB"):
         assert "RegionNotFound" in run(code, sent.hex(), expect=1)
+
+
+@pytest.mark.parametrize("first", ["sharedregion", "multiprocessing.reduction", "torch.multiprocessing"])
+def test_import_order(run, first: str) -> None:
+    """The pickler is taught whichever is imported first, and importing sharedregion alone does not load it."""
+    if first.startswith("torch") and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed: the tests of its integration bring it")
+    code = f"""
+import sys
+{"" if first == "sharedregion" else f"import {first}"}
+import numpy as np, sharedregion as sr
+x = sr.share(np.zeros(10_000))
+assert {first != "sharedregion"} == ("multiprocessing.reduction" in sys.modules)
+from multiprocessing.reduction import ForkingPickler
+print(len(ForkingPickler.dumps(x)) < 300, len(ForkingPickler.dumps(np.zeros(10_000))) > 80_000)
+"""
+    assert run(code) == "True True\n"
 
 
 def test_explicit_references(run, unique: str) -> None:
