@@ -211,6 +211,9 @@ static void settle(struct sr_region *r, uint32_t me)
     struct worker *w = &workers[me];
     struct sr_error error = {0};
     uint32_t busy = atomic_load(&w->busy);
+    /* What was published by a writer that died before it got into the index is there for readers once
+     * somebody has put the catalog in order: only then is it decided which of the two it is. */
+    OK(sr_catalog_sweep(r, &error));
     for (uint32_t k = 0; k < OWN; k++) {
         char name[32];
         name_of(name, me, k);
