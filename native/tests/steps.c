@@ -371,6 +371,8 @@ static bool is_object(struct sr_region *r, const struct object *o, bool hold)
 }
 
 /* Everything that is committed is there and whole; returns the bytes that it occupies. */
+static uint32_t seen_may;    /* which of the two it was that look_at_all found */
+
 static uint64_t look_at_all(struct sr_region *r, const struct expected *x, bool hold)
 {
     static struct sr_found f;
@@ -385,6 +387,7 @@ static uint64_t look_at_all(struct sr_region *r, const struct expected *x, bool 
         uint32_t k = 0;
         while (k < x->may_count && !is_object(r, &x->may[k], hold)) k++;
         NEED(k < x->may_count, "object '%.20s' is neither old nor new", x->may[0].name);
+        seen_may = k;
         if (x->may[k].there) bytes += block_of(x->may[k].len), count++;
     }
     int got;
@@ -456,11 +459,13 @@ static void check_point(const struct expected *x, const struct snapshot *shot, e
         look_at_all(reader, x, choice & 8);
         sr_region_close(reader);
     }
+    bool new_was_seen = (choice & 4) && x->may_count == 2 && seen_may == 1;
     struct sr_region *r = NULL;
     NEED_OK(sr_catalog_attach(&r, copy.name, true, SR_NO_OWNER, &error));
     NEED_OK(sr_catalog_sweep(r, &error));
     NEED_OK(sr_catalog_check(r, &error));
     uint64_t bytes = look_at_all(r, x, true);
+    NEED(!new_was_seen || seen_may == 1, "a reader had seen the new object, and after the recovery it is the old one again");
     if (held) {
         if (!sealed) fill_up(r);
         NEED_OK(sr_catalog_check(r, &error));
