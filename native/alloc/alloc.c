@@ -237,7 +237,10 @@ int sr_alloc_take(struct sr_region *r, uint64_t len, struct sr_extent *out, stru
     if (length(b) > want) {
         got = split(r, n, b->blk_off + want, &rest, e);
         if (got < 0) {
-            list_insert(r, n, NULL);
+            /* As if it had been taken: giving it back joins it with what was cut off before it. */
+            set(b, length(b), SR_BLOCK_USED);
+            sr_state(r)->st_used += length(b);
+            sr_alloc_give(r, n, NULL);
             return got;
         }
         got = list_insert(r, rest, e);
