@@ -28,6 +28,25 @@ static struct sr_block *checked(struct sr_region *r, uint32_t n, enum sr_block_s
     return sr_is_aligned(b->blk_off, SR_BLOCK_UNIT) && sr_range_ok(b->blk_off, length(b), usable(r)) ? b : NULL;
 }
 
+/* Whether the neighbours agree on where block n begins and ends, and n with them: nothing else guards
+ * a descriptor, and a free block that reached into another would be given out over an object. */
+static bool fits_between(struct sr_region *r, uint32_t n)
+{
+    const struct sr_block *b = sr_block(r, n), *prev = NULL, *next = NULL;
+    uint64_t end = b->blk_off + length(b);
+    if (b->blk_prev != 0) {
+        if (!sr_block_ok(r, b->blk_prev)) return false;
+        prev = sr_block(r, b->blk_prev);
+        if (prev->blk_next != n || prev->blk_off + length(prev) != b->blk_off) return false;
+    } else if (b->blk_off != 0 || head(r)->al_first != n) {
+        return false;
+    }
+    if (b->blk_next == 0) return end == usable(r);
+    if (!sr_block_ok(r, b->blk_next)) return false;
+    next = sr_block(r, b->blk_next);
+    return next->blk_prev == n && next->blk_off == end;
+}
+
 static int grow_descriptors(struct sr_region *r, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
@@ -52,8 +71,9 @@ static int new_descriptor(struct sr_region *r, uint32_t *out, struct sr_error *e
             int got = grow_descriptors(r, e);
             if (got < 0) return got;
         }
-        n = s->st_blocks_high++;
-        if (!sr_block_ok(r, n)) return bad(r, e, "number of descriptors");
+        n = s->st_blocks_high;
+        if (!sr_block_ok(r, n) || state(sr_block(r, n)) != SR_BLOCK_NONE) return bad(r, e, "number of descriptors");
+        s->st_blocks_high = n + 1;
     }
     memset(sr_block(r, n), 0, sizeof(struct sr_block));
     *out = n;
@@ -220,7 +240,7 @@ int sr_alloc_take(struct sr_region *r, uint64_t len, struct sr_extent *out, stru
     if (n == 0) n = find(r, want / SR_BLOCK_UNIT);
     if (n == 0) return full(r, len, e);
     struct sr_block *b = checked(r, n, SR_BLOCK_FREE);
-    if (b == NULL || length(b) < want) return bad(r, e, "a list of free blocks");
+    if (b == NULL || length(b) < want || !fits_between(r, n)) return bad(r, e, "a list of free blocks");
     int got = list_remove(r, n, e);
     if (got < 0) return got;
     uint64_t start = best_start(b, want);
@@ -257,6 +277,8 @@ int sr_alloc_give(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_block *b = checked(r, n, SR_BLOCK_USED);
     if (b == NULL) return bad(r, e, "a block given back that is not in use");
+    if (!fits_between(r, n) || (b->blk_next && !fits_between(r, b->blk_next)) || (b->blk_prev && !fits_between(r, b->blk_prev)))
+        return bad(r, e, "neighbours");
     struct sr_state *s = sr_state(r);
     s->st_used -= sr_min(s->st_used, length(b));
     set(b, length(b), SR_BLOCK_FREE);

@@ -11,12 +11,13 @@ static int bad(struct sr_region *r, struct sr_error *e, const char *what)
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
-/* Over what a reader relies on: 36..128, the publication number, and the text that goes on
- * elsewhere. */
-uint32_t sr_catalog__crc(const struct sr_entry *copy, uint64_t seq, const uint8_t *tail, size_t tail_len)
+/* Over what a reader relies on: 36..128, the number of the entry (a copy of it elsewhere is none),
+ * the publication number, and the text that goes on elsewhere. */
+uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, uint64_t seq, const uint8_t *tail, size_t tail_len)
 {
     uint32_t crc = sr_crc32c(0, (const char *)copy + offsetof(struct sr_entry, ent_block), sizeof *copy - offsetof(struct sr_entry, ent_block));
-    crc = sr_crc32c(crc, &seq, sizeof seq);
+    const uint64_t place[] = {seq, n};
+    crc = sr_crc32c(crc, place, sizeof place);
     return tail_len ? sr_crc32c(crc, tail, tail_len) : crc;
 }
 
@@ -43,10 +44,11 @@ int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct
         more = m->more_next;
         have += piece;
     }
-    ok = ok && sr_catalog__crc(&copy, seq, f->text + inlined, text_len > inlined ? text_len - inlined : 0) == copy.ent_crc;
+    ok = ok && sr_catalog__crc(&copy, n, seq, f->text + inlined, text_len > inlined ? text_len - inlined : 0) == copy.ent_crc;
     atomic_thread_fence(memory_order_acquire);
     if (atomic_load(&entry->ent_seq) != seq) return 1;
-    ok = ok && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
+    /* The state is set before ent_seq, and left after it is cleared. */
+    ok = ok && atomic_load(&copy.ent_state) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
          sr_is_aligned(copy.ent_off, SR_BLOCK_UNIT) && copy.ent_hash == sr_hash64(f->text, copy.ent_name_len);
     if (!ok) return bad(r, e, "an entry fails its checks");
     if (!sr_version_unpack(version, seq, &f->version)) return bad(r, e, "the version of an entry");
@@ -87,6 +89,19 @@ int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_e
     return 0;
 }
 
+/* The block that an entry owns, whatever the entry's state. No checksum covers one that is not
+ * published, so both have to say the same. */
+int sr_entry__block(struct sr_region *r, uint32_t n, uint32_t *block, struct sr_error *e)
+{
+    const struct sr_entry *entry = sr_entry(r, n);
+    if (!sr_block_ok(r, entry->ent_block)) return bad(r, e, "the block of an entry");
+    const struct sr_block *b = sr_block(r, entry->ent_block);
+    if ((b->blk_len_state & 63) != SR_BLOCK_USED || b->blk_off != entry->ent_off || (b->blk_len_state & ~UINT64_C(63)) < entry->ent_len)
+        return bad(r, e, "an entry and its block");
+    *block = entry->ent_block;
+    return 0;
+}
+
 /* --- taking and freeing ----------------------------------------------------------------------- */
 
 static int commit_entries(struct sr_region *r, struct sr_error *e)
@@ -113,7 +128,8 @@ int sr_entry__new(struct sr_region *r, uint32_t *out, struct sr_error *e)
             if (got < 0) return got;
         }
         n = s->st_entries_high;
-        if (!sr_entry_ok(r, n)) return bad(r, e, "number of entries");
+        if (!sr_entry_ok(r, n) || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_FREE || atomic_load(&sr_entry(r, n)->ent_seq) != 0)
+            return bad(r, e, "number of entries");
         s->st_entries_high = n + 1;
     }
     *out = n;

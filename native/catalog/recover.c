@@ -50,8 +50,10 @@ static int classify(struct plan *p, struct sr_error *e)
     for (uint32_t n = 1; n < p->high; n++) {
         struct sr_entry *entry = sr_entry(r, n);
         uint32_t state = atomic_load(&entry->ent_state);
-        if (state == SR_ENTRY_FREE || state == SR_ENTRY_MORE) continue;
         uint64_t seq = atomic_load(&entry->ent_seq);
+        /* ent_seq is cleared before the state is left, and set after it is taken. */
+        if (state != SR_ENTRY_LIVE && seq != 0) return bad(r, e, "the state of an entry");
+        if (state == SR_ENTRY_FREE || state == SR_ENTRY_MORE) continue;
         if (state == SR_ENTRY_LIVE && seq != 0) {
             int got = sr_catalog__read_entry(r, n, seq, &f, e);
             if (got != 0) return got < 0 ? got : bad(r, e, "an entry");
@@ -190,11 +192,10 @@ static int check_locked(struct sr_region *r, struct sr_error *e)
         if (state == SR_ENTRY_FREE || state == SR_ENTRY_MORE) continue;
         uint64_t seq = atomic_load(&entry->ent_seq);
         if ((state == SR_ENTRY_LIVE) != (seq != 0)) return bad(r, e, "an entry between two states");
-        if (!sr_block_ok(r, entry->ent_block)) return bad(r, e, "the block of an entry");
-        const struct sr_block *b = sr_block(r, entry->ent_block);
-        if ((b->blk_len_state & 63) != SR_BLOCK_USED || b->blk_off != entry->ent_off || (b->blk_len_state & ~UINT64_C(63)) < entry->ent_len)
-            return bad(r, e, "an entry and its block");
-        used += b->blk_len_state & ~UINT64_C(63);
+        uint32_t block;
+        int got = sr_entry__block(r, n, &block, e);
+        if (got < 0) return got;
+        used += sr_block(r, block)->blk_len_state & ~UINT64_C(63);
         if (state != SR_ENTRY_LIVE) continue;
         if (sr_catalog__read_entry(r, n, seq, &f, e) != 0) return bad(r, e, "an entry");
         uint32_t found = 0;

@@ -84,9 +84,11 @@ static void wake(struct sr_region *r, uint64_t hash) { sr_sys->futex_wake(&sr_st
 static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    uint32_t block = sr_entry(r, n)->ent_block;
+    uint32_t block;
+    int got = sr_entry__block(r, n, &block, e);
+    if (got < 0) return got;
     if (sr_pinned(r, block)) return 0;
-    int got = sr_list__remove(r, &s->st_limbo, n, e);
+    got = sr_list__remove(r, &s->st_limbo, n, e);
     if (got == 0) got = sr_alloc_give(r, block, e);
     if (got < 0) return got;
     s->st_limbo_count -= s->st_limbo_count > 0;
@@ -113,7 +115,6 @@ static int retire(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
     struct sr_entry *entry = sr_entry(r, n);
-    if (!sr_block_ok(r, entry->ent_block)) return bad(r, e, "the block of an object");
     atomic_store(&entry->ent_state, SR_ENTRY_LIMBO);
     sr_list__push(r, &s->st_limbo, n);
     s->st_limbo_count++;
@@ -136,8 +137,9 @@ int sr_pending__sweep(struct sr_region *r, struct sr_error *e)
         struct sr_entry *entry = sr_entry(r, n);
         next = entry->ent_next;
         if (sr_member_alive(r, entry->ent_owner, entry->ent_owner_gen)) continue;
-        uint32_t block = entry->ent_block;
-        int got = sr_list__remove(r, &s->st_pending, n, e);
+        uint32_t block;
+        int got = sr_entry__block(r, n, &block, e);
+        if (got == 0) got = sr_list__remove(r, &s->st_pending, n, e);
         if (got == 0) got = sr_alloc_give(r, block, e);
         if (got < 0) return got;
         sr_entry__free_chain(r, n);
@@ -262,12 +264,26 @@ static int still_ours(struct sr_region *r, const struct sr_draft *draft, struct 
     return ours ? 0 : sr_fail(e, SR_E_LOST, 0, "the unfinished object in region '%s' is not this process's", r->name);
 }
 
+/* Before an object is withdrawn: that it is what it says. A damaged entry must not take another
+ * object's block with it. */
+static int check_leaving(struct sr_region *r, uint32_t n, struct sr_error *e)
+{
+    struct sr_found f;
+    uint32_t block;
+    uint64_t seq = atomic_load(&sr_entry(r, n)->ent_seq);
+    if (seq == 0 || seq > atomic_load(&sr_state(r)->st_seq)) return bad(r, e, "the publication number of an object");
+    int got = sr_catalog__read_entry(r, n, seq, &f, e);
+    return got < 0 ? got : sr_entry__block(r, n, &block, e);
+}
+
 /* Under the lock. */
 static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, const struct sr_draft *draft, uint64_t *out, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
     struct sr_entry *entry = sr_entry(r, draft->entry);
-    int got = sr_list__remove(r, &s->st_pending, draft->entry, e);
+    uint32_t old = 0;
+    int got = sr_index__find(r, hash, d->name, d->name_len, &old) ? check_leaving(r, old, e) : 0;
+    if (got == 0) got = sr_list__remove(r, &s->st_pending, draft->entry, e);
     if (got < 0) return got;
     uint64_t seq = atomic_load(&s->st_seq) + 1;
     atomic_store(&s->st_seq, seq);
@@ -275,12 +291,10 @@ static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, 
     size_t text = (size_t)d->name_len + d->meta_len, inlined = sizeof entry->ent_text;
     size_t tail_len = text > inlined ? text - inlined : 0;
     copy_text(tail, d, text - tail_len, tail_len);
-    entry->ent_crc = sr_catalog__crc(entry, seq, tail, tail_len);
+    entry->ent_crc = sr_catalog__crc(entry, draft->entry, seq, tail, tail_len);
     atomic_store(&entry->ent_version, sr_version_pack(seq, seq));
     atomic_store(&entry->ent_state, SR_ENTRY_LIVE);
     atomic_store(&entry->ent_seq, seq);    /* from here the object exists, also after a kill */
-    uint32_t old = 0;
-    sr_index__find(r, hash, d->name, d->name_len, &old);
     got = sr_index__store(r, hash, d->name, d->name_len, draft->entry, e);
     if (got < 0) return got;
     if (old) {
@@ -386,10 +400,12 @@ static int withdraw(struct sr_region *r, const char *name, size_t len, uint64_t 
     uint32_t n = 0;
     _Atomic uint64_t *slot = sr_index__find(r, hash, name, len, &n);
     if (slot == NULL || (seq && atomic_load(&sr_entry(r, n)->ent_seq) != seq)) return missing(r, name, len, e);
+    int got = check_leaving(r, n, e);
+    if (got < 0) return got;
     atomic_store(&sr_entry(r, n)->ent_seq, 0);    /* from here the object is gone */
     sr_index__clear(r, slot);
     s->st_objects -= s->st_objects > 0;
-    int got = retire(r, n, e);
+    got = retire(r, n, e);
     announce(r, hash);
     return got;
 }

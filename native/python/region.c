@@ -587,7 +587,14 @@ static PyObject *region_get_held(PyObject *o, void *u) { (void)u; return PyLong_
 static Py_ssize_t region_length(PyObject *object)
 {
     struct sr_region *r = srp_open((srp_region *)object);
-    return r ? (Py_ssize_t)sr_state(r)->st_objects : -1;
+    if (r == NULL) return -1;
+    uint32_t objects = sr_state(r)->st_objects;
+    /* A number that nothing checks, and Python makes lists of that length. */
+    if (objects < sr_entries_limit(r->head.hd_gens)) return (Py_ssize_t)objects;
+    struct sr_error e;
+    sr_fail(&e, SR_E_CORRUPT, 0, "the catalog of region '%s' is damaged: number of objects", r->name);
+    srp_raise(&e);
+    return -1;
 }
 
 static PyMethodDef methods[] = {

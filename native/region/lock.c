@@ -44,8 +44,9 @@ static int take_over(struct sr_region *r, _Atomic uint32_t *lock, uint32_t seen,
     /* A word that names no row was written by nobody of ours. */
     bool nonsense = row >= r->head.hd_rows;
     if (nonsense) return sr_fail(e, SR_E_CORRUPT, 0, "the lock of region '%s' names a member that cannot be", r->name);
-    /* The same row in an older generation: this member has just taken the row over. */
-    bool ours = row == sr_member_row(r) && (seen & ~WAITERS) != mine;
+    /* The same row in an older generation: this member has just taken the row over. In this one, the
+     * word is damaged: whoever takes the lock with it is inside `writers`, as this thread is. */
+    bool ours = row == sr_member_row(r);
     if (!ours) {
         int held = sr_sys_held(r->members_fd, row, 1);
         if (held < 0) return sr_fail(e, SR_E_LOST, held, "members of region '%s' cannot be probed any more", r->name);
@@ -70,7 +71,7 @@ static int lock_shared(struct sr_region *r, bool *abandoned, struct sr_error *e)
         }
         uint32_t seen = atomic_load(lock);
         if (seen == 0) continue;
-        if (row_of(seen) == sr_member_row(r) && (seen & ~WAITERS) != mine) {
+        if (row_of(seen) == sr_member_row(r)) {
             int took = take_over(r, lock, seen, mine, e);
             if (took < 0) return took;
             if (took) return *abandoned = true, 0;

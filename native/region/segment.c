@@ -317,8 +317,9 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
     int got = map_and_join(r, e);
     if (got == SR_E_FULL && sr_sys_held(r->members_fd, 0, r->head.hd_rows) > 1) return LEAVING;
     if (got < 0) return got;
-    if (sr_sys->fstat(r->members_fd, &st) == 0 && st.st_nlink == 0) return CHANGED;
-    return 0;
+    got = sr_sys->fstat(r->members_fd, &st);
+    if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "region '%s' cannot be examined", r->name);
+    return st.st_nlink == 0 ? CHANGED : 0;
 }
 
 int sr_region_attach(struct sr_region **out, const char *name, bool writable, uint32_t owner, struct sr_error *e)

@@ -1,0 +1,241 @@
+"""Damaged bytes in catalog or members segment: an error of the family or a right answer.
+
+Never a signal, never a hang, never an object's bytes that are not that object's.
+"""
+
+import json
+import mmap
+import os
+import random
+import secrets
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("damage.py")
+PATIENCE = 15.0  # for one case; then it hangs
+#: Cases of random damage. `make fuzz` asks for 100,000.
+RANDOM = int(os.environ.get("SHAREDREGION_FUZZ", "2000"))
+
+Change = tuple[str, int, bytes]
+
+TEMPLATE = """
+import os, signal, sys
+import numpy as np, sharedregion as sr
+sys.path.insert(0, sys.argv[1])
+import damage
+region = sr.create(sys.argv[2], size="256 KiB", backend="shm", persist=True)
+region["gone"] = np.arange(100)
+for name, value in damage.expected().items():
+    region.put(name, value, mutable=name == "mutable")
+region["between"] = np.arange(1000)
+region["held"] = np.arange(500)
+held = region["held"]
+row = region._ticket(region._info("held")[8])
+del region["held"], region["gone"]
+draft = region._begin("never", 1, 0, b"", 2000)
+region["between"] = np.arange(10)
+del region["between"]
+print(region._members()[0][0], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(params=["a dead writer", "a writer that died with the lock"])
+def template(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A region as a killed writer leaves it: objects, an unfinished and a withdrawn one, pins, a ticket."""
+    name = f"test-{secrets.token_hex(6)}"
+    path = tmp_path / "template.py"
+    path.write_text(TEMPLATE)
+    done = subprocess.run(
+        [sys.executable, str(path), str(PROGRAM.parent), name], stdout=subprocess.PIPE, text=True, check=False
+    )
+    try:
+        assert done.returncode == -signal.SIGKILL and done.stdout
+        if request.param == "a writer that died with the lock":
+            row = int(done.stdout)
+            with Segment(name, "members") as members, Segment(name, "catalog") as catalog:
+                generation = struct.unpack_from("<I", members, 4096 * (1 + row))[0]
+                struct.pack_into("<I", catalog, 1024, (row + 1) | (generation & 0xFFFF) << 15)
+        yield name
+    finally:
+        for kind in ("catalog", "members", "data"):
+            Path(f"/dev/shm/sharedregion.{name}.{kind}").unlink(missing_ok=True)
+
+
+class Segment:
+    """The bytes of a segment."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        fd = os.open(f"/dev/shm/sharedregion.{name}.{kind}", os.O_RDWR)
+        self.map = mmap.mmap(fd, 0)
+        os.close(fd)
+
+    def __enter__(self) -> mmap.mmap:
+        return self.map
+
+    def __exit__(self, *exception: object) -> None:
+        self.map.close()
+
+
+def keep_template(name: str, folder: Path) -> None:
+    """Copies of what the segments use; the rest of each is empty."""
+    for kind in ("catalog", "members", "data"):
+        with Segment(name, kind) as segment:
+            size = {
+                "catalog": struct.unpack_from("<Q", segment, 72)[0] + (64 << 10),
+                "members": 16 << 12,
+                "data": len(segment),
+            }
+            (folder / kind).write_bytes(segment[: size[kind]])
+
+
+def places(name: str) -> list[tuple[str, int]]:
+    """Every byte of the small segments that means something."""
+    with Segment(name, "catalog") as catalog, Segment(name, "members") as members:
+        gen0 = struct.unpack_from("<Q", catalog, 72)[0]
+        entries, blocks = struct.unpack_from("<II", catalog, 1024 + 80)
+        found = [("catalog", at) for at in range(1024)]
+        found += [("catalog", 1024 + at) for at in (*range(4), *range(64, 140), *range(192, 208))]
+        found += [("catalog", 4096 + at) for at in range(96 + 40 * 16 * 4)]
+        found += [("catalog", 8192 + at) for at in range(8)]
+        found += [("catalog", gen0 + at) for at in range(128, 128 * (entries + 1))]
+        found += [("catalog", gen0 + (32 << 10) + at) for at in range(32, 32 * (blocks + 1))]
+        slots = gen0 + (48 << 10)
+        used = {
+            at + 8 * step
+            for at in range(slots, slots + (16 << 10), 8)
+            if any(catalog[at : at + 8])
+            for step in (0, 1)
+            if at + 8 * step < slots + (16 << 10)
+        }
+        found += [("catalog", at + k) for at in sorted(used) for k in range(8)]
+        found += [("members", at) for at in range(80)]
+        rows = struct.unpack_from("<I", members, 40)[0]
+        for row in range(rows + 1):
+            start = 4096 * (1 + row)
+            found += [("members", start + at) for at in (*range(36), *range(64, 80), *range(832, 848))]
+    return found
+
+
+def run(name: str, cases: list[list[Change]], tmp_path: Path) -> Counter[str]:
+    """Carry the cases out; after a death go on with the next. Fails with what went wrong."""
+    listing = tmp_path / "cases"
+    with listing.open("w") as file:
+        for case in cases:
+            print(json.dumps([[kind, at, data.hex()] for kind, at, data in case]), file=file)
+    progress = tmp_path / "progress"
+    progress.write_bytes(bytes(8))
+    wrong: list[str] = []
+    answers: Counter[str] = Counter()
+    keep_template(name, tmp_path)
+    first = 0
+    while first < len(cases) and len(wrong) < 5:
+        with listing.open() as stdin, (tmp_path / "output").open("w+") as output:
+            child = subprocess.Popen(
+                [sys.executable, str(PROGRAM), name, str(tmp_path), str(first)], stdin=stdin, stdout=output
+            )
+            hangs = watch(child, progress)
+            output.seek(0)
+            for line in output:
+                said = json.loads(line)
+                answers.update(said.get("answers", {}))
+                if "wrong" in said:
+                    wrong.append(f"{describe(cases[said['case']])}: {said['wrong']}")
+        if child.returncode == 0:
+            break
+        at = struct.unpack("<Q", progress.read_bytes())[0]
+        wrong.append(f"{describe(cases[at])}: {'hangs' if hangs else f'ends with {child.returncode}'}")
+        first = at + 1
+    assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
+    return answers
+
+
+def watch(child: "subprocess.Popen[bytes]", progress: Path) -> bool:
+    """Wait for its end; kill it if one case takes too long."""
+    seen, since = None, time.monotonic()
+    while True:
+        try:
+            child.wait(0.1)
+        except subprocess.TimeoutExpired:
+            now = progress.read_bytes()
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                child.kill()
+                child.wait()
+                return True
+        else:
+            return False
+
+
+def describe(case: list[Change]) -> str:
+    return ", ".join(f"{kind}[{at}]={data.hex()}" for kind, at, data in case)
+
+
+def flips(name: str, mask: int) -> list[list[Change]]:
+    with Segment(name, "catalog") as catalog, Segment(name, "members") as members:
+        bytes_of = {"catalog": catalog, "members": members}
+        return [[(kind, at, bytes([bytes_of[kind][at] ^ mask]))] for kind, at in places(name)]
+
+
+@pytest.mark.parametrize("mask", [0x01, 0xFF])
+def test_every_byte(template: str, mask: int, tmp_path: Path) -> None:
+    """Each byte that means something, flipped alone."""
+    cases = flips(template, mask)
+    answers = run(template, cases, tmp_path)
+    print(f"{len(cases)} cases: {dict(answers)}")
+    # The damage was met, and most of a region is still good after most of it.
+    assert answers["RegionCorrupt"] > 100 and answers["right"] > 10 * len(cases)
+
+
+INTERESTING: list[Callable[[random.Random], bytes]] = [
+    lambda r: bytes([r.randrange(256)]),
+    lambda r: struct.pack("<I", r.choice((0, 1, 2, 3, 5, 8, 255, 256, 511, 2047, 2**31, 2**32 - 1))),
+    lambda r: struct.pack(
+        "<Q", r.choice((0, 1, 64, 65, 66, 4096, 2**18, 2**32, 2**63, 2**64 - 1, 2**64 - 64))
+    ),
+    lambda r: struct.pack("<I", r.randrange(24)),
+    lambda r: r.randbytes(r.choice((2, 4, 8, 16, 64))),
+    lambda r: bytes(r.choice((4, 8, 32, 128, 512))),
+]
+
+
+def test_random_damage(template: str, tmp_path: Path) -> None:
+    """Several fields at once: numbers out of range, numbers of other things, zeros, noise; also from elsewhere."""
+    seed = int(os.environ.get("SHAREDREGION_FUZZ_SEED", "0")) or secrets.randbits(32)
+    print(f"SHAREDREGION_FUZZ_SEED={seed}")
+    random_of = random.Random(seed)
+    where = places(template)
+    # Head bytes are under a checksum: one case of them is like another.
+    where = [place for place in where if place >= ("catalog", 1024)]
+    cases: list[list[Change]] = []
+    with Segment(template, "catalog") as catalog, Segment(template, "members") as members:
+        bytes_of = {"catalog": catalog, "members": members}
+        for _ in range(RANDOM):
+            case: list[Change] = []
+            for _ in range(random_of.choice((1, 1, 2, 2, 3, 5, 8))):
+                kind, at = random_of.choice(where)
+                if random_of.random() < 0.2:
+                    # A field of one thing in the place of another's.
+                    _, source = random_of.choice(
+                        [place for place in random_of.sample(where, 8) if place[0] == kind] or [(kind, at)]
+                    )
+                    size = random_of.choice((4, 8, 32, 128))
+                    at, source = at // size * size, source // size * size
+                    data = bytes(bytes_of[kind][source : source + size])
+                else:
+                    data = random_of.choice(INTERESTING)(random_of)
+                    at = at // min(len(data), 8) * min(len(data), 8) if len(data) > 1 else at
+                case.append((kind, at, data))
+            cases.append(case)
+    answers = run(template, cases, tmp_path)
+    print(f"{len(cases)} cases: {dict(answers)}")
+    assert answers["RegionCorrupt"] and answers["right"]
