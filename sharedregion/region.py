@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -51,6 +53,7 @@ __all__ = [
 _KEEPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_bin", "sharedregion-keeper")
 _PAGE = 4096
 _PREFIX, _SUFFIX = "sharedregion.", ".catalog"
+_ANONYMOUS = "anonymous-"
 _PAGE_SIZE = {"shm": _PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
 # A memory cgroup answers a commit beyond its limit with SIGKILL. Asking for its headroom first takes
 # some system calls, which small objects are spared; what they can overrun is bounded by this.
@@ -327,6 +330,10 @@ class Region(_native.RegionHandle):
         Sleeps on a futex in the region. `timeout` is in seconds, None waits for ever; RegionTimeout
         (a TimeoutError) when it is over.
         """
+        if not 0 <= newer_than < 1 << 64:
+            raise ValueError(f"{newer_than} is not a version: they are whole numbers from 0 to 2^64 - 1")
+        if timeout is not None and timeout != timeout:
+            raise ValueError("a timeout is a number of seconds, or None")
         clock = _clock()
         deadline = None if timeout is None else clock() + timeout
         while True:
@@ -418,6 +425,8 @@ class Region(_native.RegionHandle):
             _native.unlink(self.name, self.uid)
 
     def __enter__(self) -> Self:
+        if self.closed:
+            raise RegionClosed("the region is closed")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -442,6 +451,8 @@ def _clock() -> Callable[[], float]:
 
 _open: weakref.WeakSet[Region] = weakref.WeakSet()
 _registered_in: int | None = None
+_forks_registered = False
+_anonymous_swept = False
 
 
 def _track(region: Region) -> None:
@@ -451,11 +462,25 @@ def _track(region: Region) -> None:
         return
     if _registered_in is None:
         atexit.register(_retire_all)
+        os.register_at_fork(before=_before_fork)
     _registered_in = os.getpid()
+    _register_with_multiprocessing()
+
+
+def _register_with_multiprocessing(_: object = None) -> None:
+    """Processes of multiprocessing end by os._exit, and run these instead of atexit."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # Processes of multiprocessing end by os._exit, and run these instead of atexit.
         util.Finalize(None, _retire_all, exitpriority=-100)
+
+
+def _before_fork() -> None:
+    """A forked process of multiprocessing forgets its parent's finalizers, then runs what is registered so."""
+    global _forks_registered
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _forks_registered:
+        _forks_registered = True
+        util.register_after_fork(_open, _register_with_multiprocessing)
 
 
 def _retire_all() -> None:
@@ -498,7 +523,8 @@ def create(
     bytes_wanted = -(-parse_size(size) // _PAGE) * _PAGE
     request = _policy.resolve(bytes_wanted, commit, backend, os.environ)
     if name is None:
-        name = f"anonymous-{os.urandom(8).hex()}"
+        _sweep_anonymous()
+        name = f"{_ANONYMOUS}{os.urandom(8).hex()}"
     elif not isinstance(name, str):
         raise TypeError(f"a region's name is a str, not {type(name).__name__}")
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
@@ -558,6 +584,20 @@ def create(
     )
 
 
+def _sweep_anonymous() -> None:
+    """Reclaim regions without a name of their own whose processes were killed: no create would ask for theirs."""
+    global _anonymous_swept
+    if _anonymous_swept:
+        return
+    _anonymous_swept = True
+    start = _PREFIX + _ANONYMOUS
+    with contextlib.suppress(OSError):
+        for file in os.listdir(_native.SHM_DIR):
+            if file.startswith(start) and file.endswith(_SUFFIX):
+                with contextlib.suppress(SharedRegionError):
+                    _native.reclaim(file[len(_PREFIX) : -len(_SUFFIX)])
+
+
 def _exists(name: str) -> SharedRegionError:
     from sharedregion.errors import RegionExists
 
@@ -607,6 +647,11 @@ def unlink(name: str, *, owner: int | str | None = None) -> None:
         _native.unlink(name)
     else:
         _native.unlink(name, uid)
+    # Of a damaged region the generation is not known: whatever of its segments nobody holds goes too.
+    pattern = re.compile(re.escape(f"{_PREFIX}{name}.") + r"(?:members|data)(?:\.([0-9]{1,10}))?")
+    for file in os.listdir(_native.SHM_DIR):
+        if match := pattern.fullmatch(file):
+            _native.remove_half_made(name, int(match[1] or 1))
 
 
 def _peek(name: str) -> dict[str, Any] | None:

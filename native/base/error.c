@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 /* A cut must not leave half a UTF-8 character behind: the text becomes a Python str. */
-static void end_on_character(char *s)
+void sr_end_on_character(char *s)
 {
     size_t n = strlen(s);
     size_t back = 0;
@@ -26,7 +26,7 @@ int sr_fail(struct sr_error *e, int code, int neg_errno, const char *format, ...
     e->sys_errno = neg_errno < 0 ? -neg_errno : neg_errno;
     vsnprintf(e->what, sizeof e->what, format, ap);
     va_end(ap);
-    end_on_character(e->what);
+    sr_end_on_character(e->what);
     return code;
 }
 

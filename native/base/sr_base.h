@@ -105,6 +105,9 @@ struct sr_text {
 };
 void sr_text_add(struct sr_text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Take half a UTF-8 character off the end of a text that was cut. */
+void sr_end_on_character(char *s);
+
 static inline void sr_cpu_relax(void) { __builtin_ia32_pause(); }
 
 #endif

@@ -484,7 +484,7 @@ void sr_catalog_stats(struct sr_region *r, struct sr_stats *out)
     };
     out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
     uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
-    for (uint32_t n = 0; n < high; n++) out->members += sr_sys_held(r->members_fd, n, 1) > 0;
+    for (uint32_t n = 0; n < high; n++) out->members += sr_rows_held(r, n, 1) > 0;
     uint32_t left = s->st_entries_high;
     for (uint32_t n = s->st_pending; sr_entry_ok(r, n) && left--; n = sr_entry(r, n)->ent_next) out->pending++;
 }

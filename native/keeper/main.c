@@ -130,6 +130,8 @@ static void remove_names(char **names, int count)
     for (int i = 0; i < count; i++) {
         struct stat named, st;
         if (sr_sys->fstatat(dir, names[i], &named, AT_SYMLINK_NOFOLLOW) < 0) continue;
+        /* While this is held, nobody replaces the catalog under its name. */
+        sr_sys_lock_shared(FD_CATALOG, 0, 1);
         bool mine = S_ISSOCK(named.st_mode) && named.st_uid == keeper.uid;
         for (size_t k = 0; k < SR_ARRAY_LEN(ours); k++)
             mine |= sr_sys->fstat(ours[k], &st) == 0 && st.st_ino == named.st_ino && st.st_dev == named.st_dev;

@@ -29,6 +29,15 @@ static PyObject *native_reclaim(PyObject *module, PyObject *args)
 }
 
 /* peek(name) -> {...} of the head, and whether a member lives */
+static PyObject *native_remove_half_made(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    unsigned generation;
+    if (!PyArg_ParseTuple(args, "sI", &name, &generation)) return NULL;
+    return PyBool_FromLong(sr_region_remove_half_made(name, generation) == 1);
+}
+
 static PyObject *native_peek(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -118,6 +127,7 @@ static PyMethodDef functions[] = {
     {"settle", native_settle, METH_NOARGS, NULL},
     {"unlink", native_unlink, METH_VARARGS, NULL},
     {"reclaim", native_reclaim, METH_VARARGS, NULL},
+    {"remove_half_made", native_remove_half_made, METH_VARARGS, NULL},
     {"peek", native_peek, METH_VARARGS, NULL},
     {"check_name", native_check_name, METH_O, NULL},
     {"locate", srp_locate, METH_VARARGS, NULL},

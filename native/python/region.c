@@ -74,6 +74,15 @@ void srp_region_pin_dropped(srp_region *self)
     if (self->closed) give_back(self);
 }
 
+/* For work without the GIL: close() in another thread must not unmap under it. */
+static struct sr_region *enter(srp_region *self)
+{
+    struct sr_region *r = srp_open(self);
+    if (r) srp_region_pin_added(self);
+    return r;
+}
+static void leave(srp_region *self) { srp_region_pin_dropped(self); }
+
 static PyObject *make(PyTypeObject *type, struct sr_region *r)
 {
     PyObject *(*alloc)(PyTypeObject *, Py_ssize_t) = (PyObject *(*)(PyTypeObject *, Py_ssize_t))PyType_GetSlot(type, Py_tp_alloc);
@@ -328,18 +337,19 @@ static PyObject *region_put(PyObject *object, PyObject *args)
     PyObject *name;
     int type, flags;
     Py_buffer meta, data;
-    struct sr_region *r = srp_open((srp_region *)object);
-    if (r == NULL || !PyArg_ParseTuple(args, "Uiiy*y*", &name, &type, &flags, &meta, &data)) return NULL;
+    if (!PyArg_ParseTuple(args, "Uiiy*y*", &name, &type, &flags, &meta, &data)) return NULL;
+    struct sr_region *r = enter((srp_region *)object);
     struct sr_desc d;
     struct sr_error e = {0};
     uint64_t seq = 0;
     int got = 0;
-    bool described = desc_of(name, type, flags, meta.buf, meta.len, (uint64_t)data.len, &d) == 0;
+    bool described = r && desc_of(name, type, flags, meta.buf, meta.len, (uint64_t)data.len, &d) == 0;
     if (described) {
         Py_BEGIN_ALLOW_THREADS
         got = sr_catalog_put(r, &d, data.buf, &seq, &e);
         Py_END_ALLOW_THREADS
     }
+    if (r) leave((srp_region *)object);
     PyBuffer_Release(&meta);
     PyBuffer_Release(&data);
     if (!described) return NULL;
@@ -362,10 +372,13 @@ static PyObject *region_begin(PyObject *object, PyObject *args)
     struct sr_error e = {0};
     struct sr_draft draft;
     int got;
+    srp_region_pin_added(self);
     Py_BEGIN_ALLOW_THREADS
     got = sr_draft_begin(r, &d, &draft, &e);
     Py_END_ALLOW_THREADS
-    return got < 0 ? srp_raise(&e) : srp_draft_new(self, &d, &draft);
+    PyObject *made = got < 0 ? srp_raise(&e) : srp_draft_new(self, &d, &draft);
+    leave(self);
+    return made;
 }
 
 /* Larger arrays take the way through Python, which first asks how much memory may be taken. */
@@ -379,9 +392,11 @@ static int put_plain(srp_region *self, PyObject *key, const struct srp_plain *pl
     struct sr_error e = {0};
     uint64_t seq;
     int got;
+    srp_region_pin_added(self);
     Py_BEGIN_ALLOW_THREADS
     got = sr_catalog_put(r, &d, plain->data, &seq, &e);
     Py_END_ALLOW_THREADS
+    leave(self);
     if (got < 0) return srp_raise(&e), -1;
     return 0;
 }
@@ -401,9 +416,11 @@ static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value
     if (name == NULL) return -1;
     struct sr_error e = {0};
     int got;
+    srp_region_pin_added((srp_region *)object);
     Py_BEGIN_ALLOW_THREADS
     got = sr_catalog_delete(r, name, (size_t)len, 0, &e);
     Py_END_ALLOW_THREADS
+    leave((srp_region *)object);
     if (got < 0) return srp_raise(&e), -1;
     return 0;
 }
@@ -417,9 +434,11 @@ static PyObject *region_publish(PyObject *object, PyObject *key)
     struct sr_error e = {0};
     uint64_t version;
     int got;
+    srp_region_pin_added((srp_region *)object);
     Py_BEGIN_ALLOW_THREADS
     got = sr_catalog_bump(r, name, (size_t)len, &version, &e);
     Py_END_ALLOW_THREADS
+    leave((srp_region *)object);
     return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(version);
 }
 
@@ -428,8 +447,9 @@ static PyObject *region_wait(PyObject *object, PyObject *args)
 {
     PyObject *key;
     unsigned long long newer_than, slice;
+    if (!PyArg_ParseTuple(args, "UKK", &key, &newer_than, &slice)) return NULL;
     struct sr_region *r = srp_open((srp_region *)object);
-    if (r == NULL || !PyArg_ParseTuple(args, "UKK", &key, &newer_than, &slice)) return NULL;
+    if (r == NULL) return NULL;
     Py_ssize_t len;
     const char *name = name_of(key, &len);
     if (name == NULL) return NULL;
@@ -454,9 +474,11 @@ static PyObject *simple(PyObject *object, int (*work)(struct sr_region *, struct
     if (r == NULL) return NULL;
     struct sr_error e = {0};
     int got;
+    srp_region_pin_added((srp_region *)object);
     Py_BEGIN_ALLOW_THREADS
     got = work(r, &e);
     Py_END_ALLOW_THREADS
+    leave((srp_region *)object);
     if (got < 0) return srp_raise(&e);
     Py_RETURN_NONE;
 }
@@ -474,9 +496,11 @@ static PyObject *region_trim(PyObject *object, PyObject *unused)
     struct sr_error e = {0};
     uint64_t bytes;
     int got;
+    srp_region_pin_added((srp_region *)object);
     Py_BEGIN_ALLOW_THREADS
     got = sr_catalog_trim(r, &bytes, &e);
     Py_END_ALLOW_THREADS
+    leave((srp_region *)object);
     return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(bytes);
 }
 
@@ -501,7 +525,7 @@ static PyObject *region_members(PyObject *object, PyObject *unused)
     if (list == NULL) return NULL;
     uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
     for (uint32_t n = 0; n < high; n++) {
-        if (sr_sys_held(r->members_fd, n, 1) <= 0 || !sr_rows_ok(r, n + 1)) continue;
+        if (sr_rows_held(r, n, 1) == 0 || !sr_rows_ok(r, n + 1)) continue;
         struct sr_row *row = sr_row(r, n);
         uint32_t pins = 0, pins_high = atomic_load(&row->row_pins_high);
         for (uint32_t k = 0; k < sr_min(pins_high, SR_ROW_PINS); k++) pins += atomic_load(&row->row_pins[k]) != 0;
@@ -524,8 +548,6 @@ static PyObject *region_head(PyObject *object, PyObject *unused)
     srp_region *self = (srp_region *)object;
     if (self->r == NULL) return closed_error();
     const struct sr_head *h = &self->r->head;
-    struct stat st = {0};
-    sr_sys->fstat(self->r->members_fd, &st);
     return Py_BuildValue("{sssKsKsssssy#sIsIsIsKs(KKKK)}", "name", self->r->name, "size", (unsigned long long)h->hd_size, "mapped",
                          (unsigned long long)h->hd_mapped, "backend", self->r->backend->name, "reason", h->hd_reason, "id",
                          (const char *)h->hd_id, (Py_ssize_t)sizeof h->hd_id, "generation", h->hd_generation, "flags", h->hd_flags, "uid", h->hd_uid,

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#define REPLACE_TRIES 1000
 #define GRANULES_MAX (UINT64_C(1) << 20)    /* 128 KiB of commit map at most */
 
 static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
@@ -34,7 +35,7 @@ static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
     h->hd_flags = (spec->persist ? SR_HEAD_PERSIST : 0) | (spec->commit_all ? SR_HEAD_COMMITTED : 0) |
                   (b->nameless || spec->place == SR_PLACE_MEMFD ? SR_HEAD_KEPT : 0);
     while (h->hd_mapped / h->hd_granule > GRANULES_MAX) h->hd_granule *= 2;
-    h->hd_gen0 = SR_COMMIT_MAP_AT + sr_align_up(h->hd_mapped / h->hd_granule / 8 + 8, SR_PAGE);
+    h->hd_gen0 = SR_COMMIT_MAP_AT + sr_align_up(sr_commit_map_size(h->hd_mapped, h->hd_granule), SR_PAGE);
     /* Bytes are the limit, not entries: one for each smallest block, and some for long names. */
     uint64_t entries = spec->size / SR_BLOCK_UNIT + 1024;
     while (h->hd_gens < SR_GEN_MAX && sr_entries_limit(h->hd_gens) < entries) h->hd_gens++;
@@ -42,7 +43,10 @@ static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
     if (h->hd_catalog_size > SR_LARGE_PAGE) h->hd_catalog_size = sr_align_up(h->hd_catalog_size, SR_LARGE_PAGE);
     h->hd_name_len = (uint32_t)strlen(spec->name);
     memcpy(h->hd_name, spec->name, h->hd_name_len);
-    if (spec->reason) snprintf(h->hd_reason, sizeof h->hd_reason, "%s", spec->reason);
+    if (spec->reason) {
+        snprintf(h->hd_reason, sizeof h->hd_reason, "%s", spec->reason);
+        sr_end_on_character(h->hd_reason);
+    }
 }
 
 static int make_members(struct sr_region *r, int dir, unsigned mode, struct sr_error *e)
@@ -122,6 +126,7 @@ static int make_all(struct sr_region *r, const struct sr_region_spec *spec, stru
     fill_catalog(r);
     got = make_data(r, dir, spec, e);
     if (got == 0) got = note_file(r->members_fd, &r->head.hd_members_dev, &r->head.hd_members_ino, e);
+    if (got == 0) got = note_file(r->catalog_fd, &r->catalog_dev, &r->catalog_ino, e);
     if (got == 0) got = note_file(r->data_fd, &r->head.hd_data_dev, &r->head.hd_data_ino, e);
     if (got == 0) got = sr_member_join(r, e);
     r->open = got == 0;
@@ -198,6 +203,8 @@ static int rename_over(int dir, const struct sr_region *r)
     sr_region__file_name(file, r->name, SR_SEGMENT_CATALOG, 0);
     sr_region__socket_name(temporary, r->head.hd_id);
     memcpy(temporary + strlen(temporary) - 6, "new", 4);    /* sharedregion.<id>.new */
+    SR_FD old = sr_region__lock_name(dir, r->name, true);
+    if (old < 0 && old != -ENOENT) return old;
     int got = sr_sys_shm_link(r->catalog_fd, dir, temporary);
     if (got < 0) return got;
     got = sr_sys->renameat(dir, temporary, dir, file);
@@ -205,16 +212,23 @@ static int rename_over(int dir, const struct sr_region *r)
     return got;
 }
 
-static int name_segments(struct sr_region *r, int dir, bool replace)
+static int name_segments(struct sr_region *r, int dir, bool replace, const struct sr_region_spec *spec, struct sr_error *e)
 {
     int got = link_segment(dir, r->members_fd, r, SR_SEGMENT_MEMBERS);
+    if (got == 0 && (r->head.hd_flags & SR_HEAD_KEPT)) {
+        int started = start_keeper(r, spec, e);
+        if (started < 0) {
+            sr_region__remove_names(dir, &r->head);
+            return started == SR_E_UNAVAILABLE ? -ENOLINK : -EIO;
+        }
+    }
     if (got == 0 && !(r->head.hd_flags & SR_HEAD_KEPT)) got = link_segment(dir, r->data_fd, r, SR_SEGMENT_DATA);
     if (got == 0) got = replace ? rename_over(dir, r) : link_segment(dir, r->catalog_fd, r, SR_SEGMENT_CATALOG);
     if (got < 0) sr_region__remove_names(dir, &r->head);
     return got;
 }
 
-int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+static int publish_once(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
 {
     SR_FD dir = sr_region__open_dir(e);
     if (dir < 0) return dir;
@@ -223,7 +237,7 @@ int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, st
     SR_FD catalog = sr_region__open_catalog(dir, r->name, false, SR_NO_OWNER, &old, e);
     bool there = catalog >= 0 || catalog == SR_E_CORRUPT;
     if (catalog == SR_E_DENIED)
-        return sr_fail(e, SR_E_EXISTS, -EEXIST, "a region '%s' exists and belongs to another user", r->name);
+        return sr_fail(e, SR_E_EXISTS, -EACCES, "a region '%s' exists and belongs to another user", r->name);
     if (catalog < 0 && !there && catalog != SR_E_NOT_FOUND) return catalog;
     if (catalog >= 0 && !spec->replace) {
         if (sr_region_reclaim(r->name, false, NULL) != 1)
@@ -238,14 +252,24 @@ int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, st
     if (r->head.hd_generation < 2 && there) r->head.hd_generation = 2;
 
     write_head(r);
-    if (r->head.hd_flags & SR_HEAD_KEPT) {
-        int got = start_keeper(r, spec, e);
-        if (got < 0) return got;
-    }
-    int got = name_segments(r, dir, spec->replace && there);
+    int got = name_segments(r, dir, spec->replace, spec, e);
+    if (got == -ENOLINK) return SR_E_UNAVAILABLE;    /* the keeper; e says why */
     if (got == -EEXIST) return sr_fail(e, SR_E_EXISTS, got, "a region '%s' exists or is being made", r->name);
     if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "region '%s' could not be named", r->name);
     /* Members of the old generation keep it; only its names go. */
     if (there && catalog >= 0) sr_region__remove_names(dir, &old);
     return 0;
+}
+
+int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    int got = SR_E_EXISTS;
+    /* Several who replace at once take turns: each finds what the one before has put there. */
+    for (int tries = 0; tries < (spec->replace ? REPLACE_TRIES : 1) && got == SR_E_EXISTS; tries++) {
+        if (tries) sr_region__pause();
+        r->head.hd_generation = 1;
+        got = publish_once(r, spec, e);
+        if (e && e->sys_errno == EACCES) break;
+    }
+    return got;
 }

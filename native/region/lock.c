@@ -19,6 +19,7 @@
  */
 #define _GNU_SOURCE
 #include "sr_region.h"
+#include "sr_region_private.h"
 
 #include <errno.h>
 
@@ -48,7 +49,8 @@ static int take_over(struct sr_region *r, _Atomic uint32_t *lock, uint32_t seen,
      * word is damaged: whoever takes the lock with it is inside `writers`, as this thread is. */
     bool ours = row == sr_member_row(r);
     if (!ours) {
-        int held = sr_sys_held(r->members_fd, row, 1);
+        int fd = sr_region__members_fd(r);
+        int held = fd < 0 ? fd : sr_sys_held(fd, row, 1);
         if (held < 0) return sr_fail(e, SR_E_LOST, held, "members of region '%s' cannot be probed any more", r->name);
         if (held) return 0;
     }

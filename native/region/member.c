@@ -9,6 +9,7 @@
  */
 #define _GNU_SOURCE
 #include "sr_region.h"
+#include "sr_region_private.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -41,8 +42,9 @@ static void mark_clean(struct sr_region *r, uint32_t n, bool clean)
 static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
 {
     uint64_t at = SR_PAGE * (1 + (uint64_t)n);
-    int got = sr_sys_commit(r->members_fd, at, SR_PAGE);
-    if (got == 0) got = sr_sys_hold(r->members_fd, n, at, SR_PAGE, &held->hold);
+    int fd = sr_region__members_fd(r);
+    int got = fd < 0 ? fd : sr_sys_commit(fd, at, SR_PAGE);
+    if (got == 0) got = sr_sys_hold(fd, n, at, SR_PAGE, &held->hold);
     if (got == -EAGAIN) return 1;
     if (got < 0) return got;
     /* A dead owner of this row has the lock. Held by a member that does not know it, the row's byte
@@ -94,11 +96,11 @@ static int find_row(struct sr_region *r, struct sr_held_row *held, struct sr_err
         }
     for (uint32_t k = 0; k < sr_min(high, DEAD_ROWS_TRIED) && got == 1; k++) {
         uint32_t n = atomic_fetch_add(&head->mh_cursor, 1) % high;
-        if (sr_sys_held(r->members_fd, n, 1) == 0) got = take_row(r, n, held);
+        if (sr_rows_held(r, n, 1) == 0) got = take_row(r, n, held);
     }
     for (uint32_t n = high; n < r->head.hd_rows && got == 1; n++) got = take_row(r, n, held);
     for (uint32_t n = 0; n < high && got == 1; n++)
-        if (sr_sys_held(r->members_fd, n, 1) == 0) got = take_row(r, n, held);
+        if (sr_rows_held(r, n, 1) == 0) got = take_row(r, n, held);
     if (got == 0) return 0;
     if (got == 1) return sr_fail(e, SR_E_FULL, -EAGAIN, "region '%s' has all of its %u members", r->name, r->head.hd_rows);
     int code = got == -ENOSPC ? SR_E_FULL : SR_E_SYSTEM;
@@ -113,6 +115,8 @@ static void note_own_row(struct sr_region *r)
     r->own_gen = atomic_load(&r->rows[0].row->row_gen);
 }
 
+static pthread_mutex_t fork_gate = PTHREAD_MUTEX_INITIALIZER;
+
 static int add_row(struct sr_region *r, struct sr_error *e)
 {
     struct sr_held_row *rows = realloc(r->rows, (r->rows_count + 1) * sizeof *rows);
@@ -124,9 +128,13 @@ static int add_row(struct sr_region *r, struct sr_error *e)
     r->spare = spare;
     r->spare_cap = cap;
     struct sr_held_row held = {0};
+    /* Between the lock on the row and the word that keeps it out of children, no fork: a child with
+     * a copy of the mapping would keep this member alive after its death. */
+    pthread_mutex_lock(&fork_gate);
     int got = find_row(r, &held, e);
+    if (got == 0) sr_sys_hold_private(&held.hold);
+    pthread_mutex_unlock(&fork_gate);
     if (got < 0) return got;
-    sr_sys_hold_private(&held.hold);
     /* Lowest places last, so that they are taken first and row_pins_high stays small. */
     for (uint32_t slot = SR_ROW_PINS; slot-- > 0;) r->spare[r->spare_count++] = r->rows_count * SR_ROW_PINS + slot;
     r->rows[r->rows_count++] = held;
@@ -181,7 +189,7 @@ bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen)
     if (row >= r->head.hd_rows) return false;
     if (!sr_rows_ok(r, row + 1)) return true;
     if ((atomic_load(&sr_row(r, row)->row_gen) & 0xFFFFu) != (gen & 0xFFFFu)) return false;
-    return sr_sys_held(r->members_fd, row, 1) != 0;    /* unsure: alive */
+    return sr_rows_held(r, row, 1) != 0;
 }
 
 /* --- pins ------------------------------------------------------------------------------------- */
@@ -311,7 +319,7 @@ static uint32_t count_holders(struct sr_region *r, uint32_t block, uint32_t enou
     for (uint32_t n = 0; n < high && found < enough; n++) {
         struct sr_row *row = sr_row(r, n);
         if (atomic_load(&row->row_state) == SR_ROW_CLEAN) continue;
-        if (row_holds(row, block) && sr_sys_held(r->members_fd, n, 1) != 0) found++;
+        if (row_holds(row, block) && sr_rows_held(r, n, 1) != 0) found++;
     }
     return found;
 }
@@ -428,10 +436,12 @@ static void before_fork(void)
         /* Last, since it is taken inside the others: a child must not inherit it locked. */
         pthread_mutex_lock(&r->growth);
     }
+    pthread_mutex_lock(&fork_gate);
 }
 
 static void after_fork_in_parent(void)
 {
+    pthread_mutex_unlock(&fork_gate);
     for (struct sr_region *r = all; r; r = r->next) {
         for (uint32_t i = 0; r->child_rows && i < r->rows_count; i++) sr_sys_unmap(&r->child_rows[i].hold);
         free(r->child_rows);
@@ -445,6 +455,7 @@ static void after_fork_in_parent(void)
 
 static void after_fork_in_child(void)
 {
+    pthread_mutex_unlock(&fork_gate);
     for (struct sr_region *r = all; r; r = r->next) {
         if (r->child_rows) {
             for (uint32_t i = 0; i < r->rows_count; i++) {

@@ -5,20 +5,41 @@
 
 #include <errno.h>
 
-void sr_region__remove_names(int dir, const struct sr_head *head)
+#define NAME_TRIES 20000    /* of 0.1 ms */
+
+int sr_region__lock_name(int dir, const char *region, bool alone)
 {
+    char file[SR_FILE_NAME];
+    sr_region__file_name(file, region, SR_SEGMENT_CATALOG, 0);
+    for (int tries = 0; tries < NAME_TRIES; tries++) {
+        SR_FD fd = sr_sys->openat(dir, file, (alone ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK, 0);
+        if (fd < 0) return fd;
+        struct stat st;
+        int got = alone ? sr_sys_lock(fd, 0, 1, false) : sr_sys_lock_shared(fd, 0, 1);
+        if (got < 0 && got != -EAGAIN) return got;
+        if (got == 0 && sr_sys->fstat(fd, &st) == 0 && sr_region__same_file(dir, file, st.st_dev, st.st_ino)) return sr_sys_keep(&fd);
+        if (got < 0) sr_region__pause();
+    }
+    return -EAGAIN;
+}
+
+int sr_region__remove_names(int dir, const struct sr_head *head)
+{
+    int result = 0;
     char file[SR_FILE_NAME];
     /* The catalog first: without it there is no region, and what remains is told by its lock. Its
      * name may by now be another generation's, whose members and data then have other names. */
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_CATALOG, 0);
     struct sr_head now;
+    SR_FD locked = sr_region__lock_name(dir, head->hd_name, false);
     SR_FD catalog = sr_region__open_catalog(dir, head->hd_name, false, head->hd_uid, &now, NULL);
-    if (catalog >= 0 && memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0) sr_sys->unlinkat(dir, file, 0);
+    if (locked >= 0 && catalog >= 0 && memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0) result = sr_sys->unlinkat(dir, file, 0);
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_DATA, head->hd_generation);
     if (!(head->hd_flags & SR_HEAD_KEPT) && sr_region__same_file(dir, file, head->hd_data_dev, head->hd_data_ino))
         sr_sys->unlinkat(dir, file, 0);
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_MEMBERS, head->hd_generation);
     if (sr_region__same_file(dir, file, head->hd_members_dev, head->hd_members_ino)) sr_sys->unlinkat(dir, file, 0);
+    return result;
 }
 
 int sr_region__remove_half_made(int dir, const char *name, uint32_t generation)
@@ -99,6 +120,7 @@ int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e)
     struct sr_head head;
     char file[SR_FILE_NAME];
     SR_FD catalog = sr_region__open_catalog(dir, name, false, owner, &head, e);
+    SR_FD members = catalog >= 0 ? sr_region__open_members(dir, &head) : -1;
     if (catalog == SR_E_CORRUPT) {
         /* Unlink is the remedy for a damaged region: its catalog goes by name. */
         sr_region__file_name(file, name, SR_SEGMENT_CATALOG, 0);
@@ -108,7 +130,31 @@ int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e)
         return 0;
     }
     if (catalog < 0) return catalog;
-    sr_region__remove_names(dir, &head);
-    /* Its keeper, if it has one, ends when the last member has gone. */
+    got = sr_region__remove_names(dir, &head);
+    if (got == -EACCES || got == -EPERM)
+        return sr_fail(e, SR_E_DENIED, got, "region '%s' may not be unlinked by user %u", name, sr_sys_uid());
+    if (got < 0 && got != -ENOENT) return sr_fail(e, SR_E_SYSTEM, got, "region '%s' could not be unlinked", name);
+    if (head.hd_flags & SR_HEAD_KEPT) {
+        /* Its keeper ends when the last member has gone; one of a persistent region is told to look.
+         * If nobody has it open, its memory is free when this returns. */
+        char path[SR_SOCKET_PATH];
+        sr_region__socket_path(path, head.hd_id);
+        int told = sr_keeper_fetch(path, head.hd_uid, false);
+        sr_sys_close(&told);
+        if (members >= 0 && sr_sys_held(members, 0, head.hd_rows) != 1) sr_region__await_keeper(dir, members, &head);
+    }
     return 0;
+}
+
+int sr_region_remove_half_made(const char *name, uint32_t generation)
+{
+    if (sr_region_check_name(name, strlen(name), NULL) < 0) return 0;
+    SR_FD dir = sr_region__open_dir(NULL);
+    if (dir < 0) return 0;
+    /* Not while there is a catalog that may belong to them. */
+    char file[SR_FILE_NAME];
+    struct stat st;
+    sr_region__file_name(file, name, SR_SEGMENT_CATALOG, 0);
+    if (sr_sys->fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) == 0) return 0;
+    return sr_region__remove_half_made(dir, name, generation);
 }

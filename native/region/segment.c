@@ -57,7 +57,7 @@ static int check_head(const struct sr_head *h, const char *name, uint64_t file_s
               h->hd_rows == SR_ROWS_MAX && h->hd_granule >= b->granule && (h->hd_granule & (h->hd_granule - 1)) == 0 &&
               h->hd_name_len <= SR_REGION_NAME_MAX && h->hd_name[h->hd_name_len] == '\0' &&
               h->hd_reason[sizeof h->hd_reason - 1] == '\0' && sr_is_aligned(h->hd_gen0, SR_PAGE) &&
-              h->hd_gen0 >= SR_COMMIT_MAP_AT + h->hd_mapped / h->hd_granule / 8 &&
+              h->hd_gen0 >= SR_COMMIT_MAP_AT + sr_commit_map_size(h->hd_mapped, h->hd_granule) &&
               h->hd_gen0 <= INT64_MAX / 2 && h->hd_catalog_size >= sr_gen_at(h->hd_gen0, h->hd_gens);
     if (!ok) return corrupt(e, name, "contradicts itself");
     if (file_size < h->hd_catalog_size) return corrupt(e, name, "is truncated");
@@ -90,7 +90,7 @@ int sr_region__open_catalog(int dir, const char *name, bool writable, uint32_t o
 
 /* --- the others ------------------------------------------------------------------------------- */
 
-static int open_named(int dir, const struct sr_head *head, enum sr_segment segment, int flags, uint64_t dev, uint64_t ino)
+int sr_region__open_named(int dir, const struct sr_head *head, enum sr_segment segment, int flags, uint64_t dev, uint64_t ino)
 {
     char file[SR_FILE_NAME];
     sr_region__file_name(file, head->hd_name, segment, head->hd_generation);
@@ -105,14 +105,14 @@ static int open_named(int dir, const struct sr_head *head, enum sr_segment segme
 
 int sr_region__open_members(int dir, const struct sr_head *head)
 {
-    return open_named(dir, head, SR_SEGMENT_MEMBERS, O_RDWR, head->hd_members_dev, head->hd_members_ino);
+    return sr_region__open_named(dir, head, SR_SEGMENT_MEMBERS, O_RDWR, head->hd_members_dev, head->hd_members_ino);
 }
 
 /* -errno; -ESTALE: the name has gone to another; -ECONNREFUSED or -ENOENT: no keeper. */
 static int open_data(int dir, const struct sr_head *head, uint32_t uid, bool writable)
 {
     if (!(head->hd_flags & SR_HEAD_KEPT))
-        return open_named(dir, head, SR_SEGMENT_DATA, writable ? O_RDWR : O_RDONLY, head->hd_data_dev, head->hd_data_ino);
+        return sr_region__open_named(dir, head, SR_SEGMENT_DATA, writable ? O_RDWR : O_RDONLY, head->hd_data_dev, head->hd_data_ino);
     char path[SR_SOCKET_PATH];
     sr_region__socket_path(path, head->hd_id);
     SR_FD fd = sr_keeper_fetch(path, uid, writable);
@@ -197,9 +197,9 @@ void sr_region__free(struct sr_region *r)
     sr_sys_unmap(&r->catalog);
     sr_sys_unmap(&r->small_members);
     sr_sys_unmap(&r->small_catalog);
-    sr_sys_close(&r->data_fd);
-    sr_sys_close(&r->catalog_fd);
-    sr_sys_close(&r->members_fd);
+    sr_region__close_own(&r->data_fd, r->head.hd_data_dev, r->head.hd_data_ino);
+    sr_region__close_own(&r->catalog_fd, r->catalog_dev, r->catalog_ino);
+    sr_region__close_own(&r->members_fd, r->head.hd_members_dev, r->head.hd_members_ino);
     pthread_mutex_destroy(&r->local);
     pthread_mutex_destroy(&r->writers);
     pthread_mutex_destroy(&r->growth);
@@ -213,7 +213,7 @@ void sr_region__await_removal(int members_fd, uint32_t rows)
 
 /* The keeper gives the memory back and removes the names; its socket goes last. Waiting for that
  * makes close() mean what it says: the next region finds the huge pages free. */
-static void await_keeper(int dir, int members_fd, const struct sr_head *head)
+void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head)
 {
     char socket[SR_FILE_NAME];
     struct stat st;
@@ -225,16 +225,16 @@ static void await_keeper(int dir, int members_fd, const struct sr_head *head)
     }
 }
 
-static void leave_names(const struct sr_head *head, int *members_fd)
+static void leave_names(const struct sr_head *head, int members_fd)
 {
     SR_FD dir = sr_region__open_dir(NULL);
     if (dir < 0) return;
     /* Granted only when no member is left; and as long as it is held, nobody can become one. */
-    int got = sr_sys_lock(*members_fd, 0, head->hd_rows, false);
-    if (got < 0 && sr_sys_held(*members_fd, 0, head->hd_rows) == 1) return;
+    int got = sr_sys_lock(members_fd, 0, head->hd_rows, false);
+    if (got < 0 && sr_sys_held(members_fd, 0, head->hd_rows) == 1) return;
     if (!(head->hd_flags & SR_HEAD_KEPT)) {
         if (got == 0) sr_region__remove_names(dir, head);
-        else sr_region__await_removal(*members_fd, head->hd_rows);
+        else sr_region__await_removal(members_fd, head->hd_rows);
         return;
     }
     char path[SR_SOCKET_PATH];
@@ -248,36 +248,48 @@ static void leave_names(const struct sr_head *head, int *members_fd)
             sr_sys->unlinkat(AT_FDCWD, path, 0);
             return;
         }
-        sr_sys_unlock(*members_fd, 0, head->hd_rows);
+        sr_sys_unlock(members_fd, 0, head->hd_rows);
     }
-    await_keeper(dir, *members_fd, head);
+    sr_region__await_keeper(dir, members_fd, head);
 }
 
 void sr_region_close(struct sr_region *r)
 {
     sr_region__untrack(r);
-    SR_FD members = r->rows_count ? sr_sys_reopen(r->members_fd, O_RDWR) : -1;
+    int members = r->rows_count ? sr_region__members_fd(r) : -1;
     struct sr_head head = r->head;
+    if (members >= 0) r->members_fd = -1;    /* kept for what follows; the others make room for its descriptors */
     sr_region__free(r);
-    if (members >= 0 && !(head.hd_flags & SR_HEAD_PERSIST)) leave_names(&head, &members);
+    if (members < 0) return;
+    if (!(head.hd_flags & SR_HEAD_PERSIST)) {
+        /* A description of its own, if one is to be had: that of a forked relative would share the lock. */
+        SR_FD own = sr_sys_reopen(members, O_RDWR);
+        leave_names(&head, own >= 0 ? own : members);
+        if (own < 0) sr_sys_unlock(members, 0, head.hd_rows);
+    }
+    sr_sys->close(members);
+}
+
+/* Whether a row is one of this process's own, by any handle of the same region. Under the list's lock. */
+static bool others_live(struct sr_region *r)
+{
+    struct sr_members_head *m = sr_members(r);
+    uint32_t high = (uint32_t)sr_min(atomic_load(&m->mh_rows_high), r->head.hd_rows);
+    for (uint32_t n = 0; n < high; n++) {
+        if (sr_rows_held(r, n, 1) == 0) continue;
+        /* Another that is just ending: whoever of the two looks last removes the names. */
+        if (!sr_rows_ok(r, n + 1) || atomic_load(&sr_row(r, n)->row_state) != SR_ROW_LEAVING) return true;
+    }
+    return false;
 }
 
 void sr_region_retire(struct sr_region *r)
 {
-    if (r->rows_count == 0 || (r->head.hd_flags & SR_HEAD_PERSIST)) return;
-    uint32_t next = 0;
-    /* Our own rows are the only ones held: look at the gaps between them. */
-    for (uint32_t n = 0; n < r->head.hd_rows;) {
-        bool own = false;
-        next = r->head.hd_rows;
-        for (uint32_t i = 0; i < r->rows_count; i++) {
-            own |= r->rows[i].number == n;
-            if (r->rows[i].number > n && r->rows[i].number < next) next = r->rows[i].number;
-        }
-        uint32_t from = own ? n + 1 : n;
-        if (next > from && sr_sys_held(r->members_fd, from, next - from) != 0) return;
-        n = next;
-    }
+    /* A keeper sees the end of the last process by itself. */
+    if (r->rows_count == 0 || (r->head.hd_flags & (SR_HEAD_PERSIST | SR_HEAD_KEPT))) return;
+    for (uint32_t i = 0; i < r->rows_count; i++) atomic_store(&r->rows[i].row->row_state, SR_ROW_LEAVING);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (others_live(r)) return;
     SR_FD dir = sr_region__open_dir(NULL);
     if (dir >= 0) sr_region__remove_names(dir, &r->head);
 }
@@ -293,6 +305,8 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
     r->writable = writable;
     r->catalog_fd = sr_region__open_catalog(dir, r->name, writable, owner, &r->head, e);
     if (r->catalog_fd < 0) return r->catalog_fd;
+    struct stat st;
+    if (sr_sys->fstat(r->catalog_fd, &st) == 0) r->catalog_dev = st.st_dev, r->catalog_ino = st.st_ino;
     r->backend = sr_backend_of_kind(r->head.hd_kind);
     r->members_fd = sr_region__open_members(dir, &r->head);
     if (r->members_fd == -ESTALE) return CHANGED;
@@ -308,7 +322,6 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
         }
     }
     r->data_fd = open_data(dir, &r->head, owner == SR_NO_OWNER ? sr_sys_uid() : owner, writable);
-    struct stat st;
     if (r->data_fd < 0) {
         /* Gone together with its name: not lost, removed. */
         bool removed = sr_sys->fstat(r->catalog_fd, &st) == 0 && st.st_nlink == 0;
@@ -362,7 +375,7 @@ int sr_region_peek(const char *name, struct sr_head *head, bool *live, struct sr
     uint32_t owner = sr_sys->fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) == 0 ? st.st_uid : SR_NO_OWNER;
     SR_FD catalog = sr_region__open_catalog(dir, name, false, owner, head, e);
     if (catalog < 0) return catalog;
-    SR_FD members = open_named(dir, head, SR_SEGMENT_MEMBERS, O_RDONLY, head->hd_members_dev, head->hd_members_ino);
+    SR_FD members = sr_region__open_named(dir, head, SR_SEGMENT_MEMBERS, O_RDONLY, head->hd_members_dev, head->hd_members_ino);
     *live = members >= 0 && sr_sys_held(members, 0, head->hd_rows) == 1;
     return 0;
 }
@@ -371,27 +384,54 @@ int sr_region_peek(const char *name, struct sr_head *head, bool *live, struct sr
 
 int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e)
 {
+    int fd = sr_region__catalog_fd(r);
+    if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the catalog of region '%s' cannot be opened any more: its descriptor was closed", r->name);
     /* Small while it is small; once a large page's worth is used anyway, whole large pages, so that
      * a catalog of a million entries costs its readers one table and not sixty. */
     if (r->head.hd_catalog_size >= SR_LARGE_PAGE && at >= SR_LARGE_PAGE && sr_gens_ok(r, r->head.hd_gens)) {
         uint64_t from = sr_align_down(at, SR_LARGE_PAGE);
         uint64_t to = sr_min(sr_align_up(at + len, SR_LARGE_PAGE), sr_align_down(r->catalog.len, SR_LARGE_PAGE));
-        if (to >= at + len) return sr_backend_thp.commit(r->catalog_fd, &r->catalog, from, to - from, e);
+        if (to >= at + len) return sr_backend_thp.commit(fd, &r->catalog, from, to - from, e);
     }
     uint64_t from = sr_align_down(at, SR_PAGE);
-    int got = sr_sys_commit(r->catalog_fd, from, sr_align_up(at + len, SR_PAGE) - from);
+    int got = sr_sys_commit(fd, from, sr_align_up(at + len, SR_PAGE) - from);
     if (got == 0) return 0;
     return sr_fail(e, got == -ENOSPC || got == -ENOMEM ? SR_E_FULL : SR_E_SYSTEM, got, "the catalog of region '%s' cannot grow", r->name);
 }
 
+/* A word of the commit map: 48 granules, and 16 bits of check above them. Believing a mark that is
+ * not true would be a SIGBUS; a word that fails its check says that nothing is committed, and
+ * committing again costs a system call. A word of zeros is right: nothing yet. */
+static uint64_t commit_pack(uint64_t bits, uint64_t word)
+{
+    if (bits == 0) return 0;
+    uint64_t mixed = (bits ^ (word + 1) * UINT64_C(0x9E3779B97F4A7C15)) * UINT64_C(0xBF58476D1CE4E5B9);
+    return bits | (mixed >> 48) << SR_COMMIT_BITS;
+}
+
 static _Atomic uint64_t *commit_word(const struct sr_region *r, uint64_t granule)
 {
-    return (_Atomic uint64_t *)(sr_mapped(&r->catalog) + SR_COMMIT_MAP_AT) + granule / 64;
+    return (_Atomic uint64_t *)(r->catalog.at + SR_COMMIT_MAP_AT) + granule / SR_COMMIT_BITS;
+}
+
+static uint64_t commit_bits(uint64_t seen, uint64_t granule)
+{
+    uint64_t bits = seen & ((UINT64_C(1) << SR_COMMIT_BITS) - 1);
+    return commit_pack(bits, granule / SR_COMMIT_BITS) == seen ? bits : 0;
 }
 
 static bool committed(const struct sr_region *r, uint64_t granule)
 {
-    return atomic_load(commit_word(r, granule)) >> (granule % 64) & 1;
+    return commit_bits(atomic_load(commit_word(r, granule)), granule) >> (granule % SR_COMMIT_BITS) & 1;
+}
+
+static void mark_committed(const struct sr_region *r, uint64_t granule, bool yes)
+{
+    uint64_t seen = atomic_load(commit_word(r, granule)), next, bit = UINT64_C(1) << (granule % SR_COMMIT_BITS);
+    do {
+        uint64_t bits = commit_bits(seen, granule);
+        next = commit_pack(yes ? bits | bit : bits & ~bit, granule / SR_COMMIT_BITS);
+    } while (!atomic_compare_exchange_weak(commit_word(r, granule), &seen, next));
 }
 
 uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t len)
@@ -415,10 +455,12 @@ int sr_region_commit(struct sr_region *r, sr_off off, uint64_t len, struct sr_er
         uint64_t run = 1;
         while (g + run < end && !committed(r, g + run)) run++;
         uint64_t from = g * granule, to = sr_min((g + run) * granule, r->head.hd_mapped);
-        int got = r->backend->commit(r->data_fd, &r->data, from, to - from, e);
+        int fd = sr_region__data_fd(r);
+        if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
+        int got = r->backend->commit(fd, &r->data, from, to - from, e);
         if (got < 0) return got;
         /* First the memory, then the mark: a mark without memory would be a SIGBUS for the next. */
-        for (uint64_t k = g; k < g + run; k++) atomic_fetch_or(commit_word(r, k), UINT64_C(1) << (k % 64));
+        for (uint64_t k = g; k < g + run; k++) mark_committed(r, k, true);
         g += run;
     }
     return 0;
@@ -434,8 +476,10 @@ int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *
         if (!committed(r, g)) continue;
         /* First the mark, then the memory: the other way round, a commit that finds the mark would
          * leave a hole, which is SIGBUS with an empty pool. */
-        atomic_fetch_and(commit_word(r, g), ~(UINT64_C(1) << (g % 64)));
-        int got = r->backend->punch(r->data_fd, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
+        mark_committed(r, g, false);
+        int fd = sr_region__data_fd(r);
+        if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
+        int got = r->backend->punch(fd, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
         if (got < 0) return got;
         *freed += granule;
     }

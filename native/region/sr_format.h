@@ -11,7 +11,7 @@
  *     4096 +---------------------------+
  *          | sr_alloc_head    4096 B   |  free lists by size class (drawn in alloc/sr_alloc.h)
  *     8192 +---------------------------+
- *          | commit map                |  a bit for each granule of the data segment, whole pages
+ *          | commit map                |  48 granules of the data segment and a check to a word
  *   gen(0) +---------------------------+
  *          | generation 0      64 KiB  |   256 entries |  512 blocks |  2048 slots
  *   gen(1) +---------------------------+
@@ -63,12 +63,15 @@
 #define SR_GEN_SLOTS 2048u
 #define SR_GEN_MAX 18u           /* 134 million entries */
 
+#define SR_COMMIT_BITS 48u       /* granules to a word of the commit map; the rest is its check */
+static inline uint64_t sr_commit_map_size(uint64_t mapped, uint64_t granule) { return (mapped / granule / SR_COMMIT_BITS + 1) * 8; }
+
 #define SR_BLOCK_UNIT 64u        /* every block starts and ends on a cache line */
 
 /* Changes with every constant that two builds must agree on. */
 #define SR_BUILD_STAMP \
     ((uint32_t)(SR_FORMAT_VERSION * 0x01000193u ^ SR_ROWS_MAX * 0x9E37u ^ SR_GEN_ENTRIES * 0x85EBu ^ \
-                SR_GEN_BLOCKS * 0xC2B2u ^ SR_GEN_SLOTS * 0x27D4u ^ SR_WATCH_WORDS * 0x1656u))
+                SR_GEN_BLOCKS * 0xC2B2u ^ SR_COMMIT_BITS * 0x9E5Bu ^ SR_GEN_SLOTS * 0x27D4u ^ SR_WATCH_WORDS * 0x1656u))
 
 enum sr_head_flag {
     SR_HEAD_PERSIST = 1,    /* outlives its members                                    */
@@ -259,7 +262,7 @@ SR_ASSERT_FIELD(struct sr_members_head, mh_clean, 64);
 SR_ASSERT_FIELD(struct sr_members_head, mh_rows_high, 40);
 SR_ASSERT_SIZE(struct sr_members_head, 4096);
 
-enum sr_row_state { SR_ROW_CLEAN = 0, SR_ROW_USED = 1 };
+enum sr_row_state { SR_ROW_CLEAN = 0, SR_ROW_USED = 1, SR_ROW_LEAVING = 2 /* its process is ending */ };
 enum sr_row_access { SR_ROW_READER = 1, SR_ROW_WRITER = 2 };
 
 #define SR_ROW_TICKETS 96u

@@ -54,6 +54,7 @@ struct sr_region {
     pthread_mutex_t growth;
     int members_fd;              /* to probe liveness                                       */
     int catalog_fd, data_fd;     /* to map more and to commit; a reader has no data_fd      */
+    uint64_t catalog_dev, catalog_ino;
 
     pthread_mutex_t local;       /* guards what follows                                     */
     struct sr_held_row *rows;
@@ -90,6 +91,8 @@ int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e);
 /* Remove what is left of a region that no living process holds; 1 if something was removed. With
  * `look`, only say whether there is something. */
 int sr_region_reclaim(const char *name, bool look, struct sr_error *e);
+/* Segments of that name and generation that have no catalog and no living maker: 1 if removed. */
+int sr_region_remove_half_made(const char *name, uint32_t generation);
 /* The head of a region, checked, without joining it. *live: whether any member lives. */
 int sr_region_peek(const char *name, struct sr_head *head, bool *live, struct sr_error *e);
 int sr_region_check_name(const char *name, size_t len, struct sr_error *e);
@@ -171,6 +174,8 @@ void sr_ticket_claim(struct sr_region *r, uint32_t row, uint32_t block);
 /* References issued by this handle that nobody has claimed. */
 uint32_t sr_tickets_open(struct sr_region *r);
 bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen);
+/* As sr_sys_held, of the rows; 1 if that cannot be told. */
+int sr_rows_held(struct sr_region *r, uint32_t row, uint32_t count);
 /* Own row, as it stands in entries being filled. */
 uint32_t sr_member_row(const struct sr_region *r);
 uint32_t sr_member_gen(const struct sr_region *r);

@@ -15,6 +15,14 @@ void sr_region__file_name(char out[SR_FILE_NAME], const char *region, enum sr_se
 void sr_region__socket_name(char out[SR_FILE_NAME], const uint8_t id[16]);
 void sr_region__socket_path(char out[SR_SOCKET_PATH], const uint8_t id[16]);
 
+/* files.c: the handle's descriptors, checked, and opened anew if the application closed them; -errno. */
+int sr_region__members_fd(struct sr_region *r);
+int sr_region__catalog_fd(struct sr_region *r);
+int sr_region__data_fd(struct sr_region *r);
+bool sr_region__is(int fd, uint64_t dev, uint64_t ino);
+/* Close it unless it has become somebody else's. */
+void sr_region__close_own(int *fd, uint64_t dev, uint64_t ino);
+
 /* view.c: the first, small mappings of catalog and members. */
 int sr_region__view(struct sr_region *r, struct sr_error *e);
 
@@ -24,6 +32,7 @@ int sr_region__open_dir(struct sr_error *e);
 int sr_region__open_catalog(int dir, const char *name, bool writable, uint32_t owner, struct sr_head *head, struct sr_error *e);
 /* The members segment that belongs to `head`, read-write; -ESTALE if the name has gone to another. */
 int sr_region__open_members(int dir, const struct sr_head *head);
+int sr_region__open_named(int dir, const struct sr_head *head, enum sr_segment segment, int flags, uint64_t dev, uint64_t ino);
 struct sr_region *sr_region__new(const char *name, struct sr_error *e);
 void sr_region__free(struct sr_region *r);
 int sr_region__map_small(int fd, uint64_t len, bool writable, struct sr_map *map, struct sr_error *e);
@@ -31,10 +40,16 @@ bool sr_region__same_file(int dir, const char *name, uint64_t dev, uint64_t ino)
 /* While somebody (a keeper, the last member) holds all rows to remove the names: wait for it. */
 void sr_region__await_removal(int members_fd, uint32_t rows);
 void sr_region__pause(void);
+/* Until the keeper has given the memory back, or somebody has joined. */
+void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head);
 
 /* reclaim.c */
-/* Remove the names that are this generation's, the catalog's first. */
-void sr_region__remove_names(int dir, const struct sr_head *head);
+/* The catalog that has the name now, opened and locked: whoever replaces it locks it alone, whoever
+ * removes its name locks it with others, so that none takes away what another has just put there.
+ * -ENOENT; -EAGAIN if somebody is stopped in the middle of it. */
+int sr_region__lock_name(int dir, const char *region, bool alone);
+/* Remove the names that are this generation's, the catalog's first. -errno of the catalog's. */
+int sr_region__remove_names(int dir, const struct sr_head *head);
 /* Segments of `name` and `generation` without a catalog, whose maker died: 1 if removed. */
 int sr_region__remove_half_made(int dir, const char *name, uint32_t generation);
 

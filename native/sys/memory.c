@@ -108,6 +108,13 @@ int sr_sys_lock(int fd, uint64_t row, uint64_t count, bool wait)
     return r == -EACCES ? -EAGAIN : r;
 }
 
+int sr_sys_lock_shared(int fd, uint64_t row, uint64_t count)
+{
+    struct flock lock = lock_of(F_RDLCK, row, count);
+    int r = sr_sys->fcntl_lock(fd, F_OFD_SETLK, &lock);
+    return r == -EACCES ? -EAGAIN : r;
+}
+
 int sr_sys_unlock(int fd, uint64_t row, uint64_t count)
 {
     struct flock lock = lock_of(F_UNLCK, row, count);

@@ -150,6 +150,8 @@ int sr_sys_held(int fd, uint64_t row, uint64_t count);
 /* Take or wait for the bytes through `fd` itself (released when its description is closed). */
 int sr_sys_lock(int fd, uint64_t row, uint64_t count, bool wait);
 int sr_sys_unlock(int fd, uint64_t row, uint64_t count);
+/* The same, shared with others who take it so; -EAGAIN. A read-only descriptor will do. */
+int sr_sys_lock_shared(int fd, uint64_t row, uint64_t count);
 
 /* --- descriptors through sockets -------------------------------------------------------------- */
 
