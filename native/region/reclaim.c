@@ -32,8 +32,11 @@ int sr_region__remove_names(int dir, const struct sr_head *head)
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_CATALOG, 0);
     struct sr_head now;
     SR_FD locked = sr_region__lock_name(dir, head->hd_name, false);
-    SR_FD catalog = sr_region__open_catalog(dir, head->hd_name, false, head->hd_uid, &now, NULL);
-    if (locked >= 0 && catalog >= 0 && memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0) result = sr_sys->unlinkat(dir, file, 0);
+    if (locked >= 0 && sr_sys->pread(locked, &now, sizeof now, 0) == sizeof now && now.hd_magic == SR_CATALOG_MAGIC &&
+        memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0)
+        result = sr_sys->unlinkat(dir, file, 0);
+    else if (locked < 0)
+        result = locked;
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_DATA, head->hd_generation);
     if (!(head->hd_flags & SR_HEAD_KEPT) && sr_region__same_file(dir, file, head->hd_data_dev, head->hd_data_ino))
         sr_sys->unlinkat(dir, file, 0);

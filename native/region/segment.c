@@ -225,17 +225,18 @@ void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head
     }
 }
 
-static void leave_names(const struct sr_head *head, int members_fd)
+/* -EMFILE and the like if it could not be done. */
+static int leave_names(const struct sr_head *head, int members_fd)
 {
-    SR_FD dir = sr_region__open_dir(NULL);
-    if (dir < 0) return;
+    SR_FD dir = sr_sys->openat(AT_FDCWD, SR_SHM_DIR, O_RDONLY | O_DIRECTORY, 0);
+    if (dir < 0) return dir;
     /* Granted only when no member is left; and as long as it is held, nobody can become one. */
     int got = sr_sys_lock(members_fd, 0, head->hd_rows, false);
-    if (got < 0 && sr_sys_held(members_fd, 0, head->hd_rows) == 1) return;
+    if (got < 0 && sr_sys_held(members_fd, 0, head->hd_rows) == 1) return 0;
     if (!(head->hd_flags & SR_HEAD_KEPT)) {
-        if (got == 0) sr_region__remove_names(dir, head);
-        else sr_region__await_removal(members_fd, head->hd_rows);
-        return;
+        if (got == 0) return sr_region__remove_names(dir, head);
+        sr_region__await_removal(members_fd, head->hd_rows);
+        return 0;
     }
     char path[SR_SOCKET_PATH];
     sr_region__socket_path(path, head->hd_id);
@@ -246,11 +247,12 @@ static void leave_names(const struct sr_head *head, int members_fd)
         if (dead) {
             sr_region__remove_names(dir, head);
             sr_sys->unlinkat(AT_FDCWD, path, 0);
-            return;
+            return 0;
         }
         sr_sys_unlock(members_fd, 0, head->hd_rows);
     }
     sr_region__await_keeper(dir, members_fd, head);
+    return 0;
 }
 
 void sr_region_close(struct sr_region *r)
@@ -264,8 +266,12 @@ void sr_region_close(struct sr_region *r)
     if (!(head.hd_flags & SR_HEAD_PERSIST)) {
         /* A description of its own, if one is to be had: that of a forked relative would share the lock. */
         SR_FD own = sr_sys_reopen(members, O_RDWR);
-        leave_names(&head, own >= 0 ? own : members);
-        if (own < 0) sr_sys_unlock(members, 0, head.hd_rows);
+        int left = own >= 0 ? leave_names(&head, own) : -EMFILE;
+        if (left == -EMFILE || left == -ENFILE) {
+            sr_sys_close(&own);
+            leave_names(&head, members);
+            sr_sys_unlock(members, 0, head.hd_rows);
+        }
     }
     sr_sys->close(members);
 }
