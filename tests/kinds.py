@@ -1,0 +1,32 @@
+"""Regions of every kind of memory, for tests and for the programs that tests start."""
+
+from typing import Any
+
+import sharedregion as sr
+
+#: kind of memory, and where its descriptor comes from
+KINDS = ["shm", "thp", "shm-memfd", "thp-memfd", "hugetlb-2m", "hugetlb-1g"]
+
+#: kind -> (page size, pages) that a test of small regions should find in the pool
+POOLS = {"hugetlb-2m": (2 << 20, 64), "hugetlb-1g": (1 << 30, 2)}
+
+
+def make(kind: str, name: str, size: int | str = "4 MiB", **more: Any) -> sr.Region:
+    """What `create` makes, of exactly that kind."""
+    options = {"commit": "auto", "persist": False, "replace": False, "mode": 0o600} | more
+    memory = kind.removesuffix("-memfd")
+    if kind not in ("shm-memfd", "thp-memfd", "hugetlb-1g"):
+        return sr.create(name, size=size, backend=memory, **options)
+    # What create() does where /dev/shm is too small, or for a size that fills a page of 1 GiB.
+    return sr.Region._create(
+        name=name,
+        size=sr.region.parse_size(size),
+        backend=memory,
+        place="memfd",
+        mode=options["mode"],
+        persist=options["persist"],
+        replace=options["replace"],
+        commit_all=options["commit"] == "full" or memory.startswith("hugetlb"),
+        reason="a test asked for it",
+        keeper=sr.region._KEEPER,
+    )._settle_in(None)
