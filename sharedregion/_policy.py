@@ -154,10 +154,12 @@ def _test_hugetlb(name: str, facts: Facts, request: Request) -> Candidate:
     if size is not None and page == GIB and size < GIB:
         return replace(blank, reason=f"a region of {format_size(size)} would waste most of a 1 GiB page")
     if size is not None and auto and size < HUGETLB_FROM:
+        there = facts.pools.get(page)
+        whole = there is not None and there.available * page >= size
         return replace(
             blank,
             reason=f"below {format_size(HUGETLB_FROM)} thp costs a worker no more, and the pool is left to others",
-            remedy='backend="hugetlb" takes it all the same',
+            remedy='backend="hugetlb" takes it all the same' if whole else None,
         )
     pool = facts.pools.get(page)
     if pool is None:

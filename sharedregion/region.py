@@ -560,7 +560,7 @@ def create(
                 keeper=_KEEPER,
             )
         except BackendUnavailable as error:
-            failures.append(f"{candidate.name}: {error.message} ({os.strerror(error.errno or 0)})")
+            failures.append(f"{candidate.name}: {error.message}")
             number = error.errno
             if number == errno.ENOSPC and _native.SHM_DIR in error.message:
                 remedy = f"make room: df {_native.SHM_DIR} says how full it is"

@@ -50,10 +50,20 @@ static PyObject *extra(const struct sr_error *e)
     return dict;
 }
 
+/* Where the kernel's own words say more than ours. */
+static bool in_kernels_words(const struct sr_error *e)
+{
+    return e->sys_errno && (e->code == SR_E_SYSTEM || e->code == SR_E_UNAVAILABLE || e->code == SR_E_LOST);
+}
+
 static PyObject *build(size_t i, const struct sr_error *e)
 {
+    char what[SR_WHAT_MAX + 128];
+    struct sr_text text = {.at = what, .cap = sizeof what};
+    sr_text_add(&text, "%s", e->what);
+    if (in_kernels_words(e)) sr_text_add(&text, " (%s)", strerror(e->sys_errno));
     PyObject *keywords = extra(e);
-    PyObject *args = Py_BuildValue("(szN)", e->what, table[i].remedy,
+    PyObject *args = Py_BuildValue("(szN)", what, table[i].remedy,
                                    e->sys_errno ? PyLong_FromLong(e->sys_errno) : Py_NewRef(Py_None));
     PyObject *exception = keywords && args ? PyObject_Call(classes[i], args, keywords) : NULL;
     Py_XDECREF(keywords);

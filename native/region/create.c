@@ -55,7 +55,7 @@ static int make_members(struct sr_region *r, int dir, unsigned mode, struct sr_e
     /* Whoever may read the region writes here: pins are how readers hold what they look at. */
     unsigned open_to = (mode & 0666) | ((mode & 0444) >> 1);
     r->members_fd = sr_sys_shm_unnamed(dir, size, 2 * SR_PAGE, open_to);
-    if (r->members_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->members_fd, SR_SHM_DIR " has no room for the members segment");
+    if (r->members_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->members_fd, "the members segment could not be made in " SR_SHM_DIR);
     return 0;
 }
 
@@ -73,7 +73,7 @@ static void fill_members(struct sr_region *r)
 static int make_catalog(struct sr_region *r, int dir, unsigned mode, struct sr_error *e)
 {
     r->catalog_fd = sr_sys_shm_unnamed(dir, r->head.hd_catalog_size, r->head.hd_gen0 + SR_GEN_UNIT, mode);
-    if (r->catalog_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->catalog_fd, SR_SHM_DIR " has no room for the catalog segment");
+    if (r->catalog_fd < 0) return sr_fail(e, SR_E_UNAVAILABLE, r->catalog_fd, "the catalog segment could not be made in " SR_SHM_DIR);
     return 0;
 }
 

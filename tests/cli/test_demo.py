@@ -1,5 +1,6 @@
 """The demo: what workers read is what the host placed, and what each one costs is said."""
 
+import contextlib
 import json
 import os
 import signal
@@ -94,9 +95,9 @@ def test_thp_costs_a_worker_next_to_nothing_where_4_kib_pages_cost_2_mib_per_gib
 
 @pytest.mark.root
 @pytest.mark.hugepages
-def test_hugetlb_tables_are_linked_into_all_workers(reserve: Callable[[int], None]) -> None:
+def test_hugetlb_tables_are_linked_into_all_workers(pool: Callable[[int, int], None]) -> None:
     """By the helper: each further worker reaches the tables of the first, and has next to none of its own."""
-    reserve(160)
+    pool(2 << 20, 160)
     document = demo("--workers", "4", "--size", "256M", "--backend", "hugetlb-2m")
     assert document["method"] == "walk"
     row = document["rows"][0]
@@ -183,8 +184,14 @@ def test_made_up_arrays_are_the_same_each_time_and_fill_the_region(size: int) ->
 
 def _worker_pids(host: int) -> list[int]:
     tasks = Path(f"/proc/{host}/task").iterdir()
-    children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers: list[int] = []
+    for task in tasks:
+        # Threads and processes come and go while they are looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for pid in map(int, (task / "children").read_text().split()):
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    workers.append(pid)
+    return workers
 
 
 def _started(process: subprocess.Popen[str], workers: int) -> list[int]:
