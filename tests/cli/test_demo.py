@@ -188,9 +188,11 @@ def _worker_pids(host: int) -> list[int]:
     for task in tasks:
         # Threads and processes come and go while they are looked at.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for pid in map(int, (task / "children").read_text().split()):
-                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    workers.append(pid)
+            workers += [
+                int(pid)
+                for pid in (task / "children").read_text().split()
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
     return workers
 
 
