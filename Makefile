@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test asan tsan kill lint types format dist clean
+.PHONY: help venv build demo test asan tsan kill fuzz lint types format dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list

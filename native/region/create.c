@@ -192,7 +192,9 @@ static int link_segment(int dir, int fd, const struct sr_region *r, enum sr_segm
     sr_region__file_name(file, r->name, segment, r->head.hd_generation);
     int got = sr_sys_shm_link(fd, dir, file);
     if (got != -EEXIST) return got;
-    if (sr_region__remove_half_made(dir, r->name, r->head.hd_generation) != 1) return -EEXIST;
+    /* Our members have their name, and members are linked before data: such data is nobody's. */
+    if (segment == SR_SEGMENT_DATA) sr_sys->unlinkat(dir, file, 0);
+    else if (sr_region__remove_half_made(dir, r->name, r->head.hd_generation) != 1) return -EEXIST;
     return sr_sys_shm_link(fd, dir, file);
 }
 

@@ -19,7 +19,8 @@ bool sr_region__is(int fd, uint64_t dev, uint64_t ino)
 
 void sr_region__close_own(int *fd, uint64_t dev, uint64_t ino)
 {
-    if (sr_region__is(*fd, dev, ino)) sr_sys->close(*fd);
+    /* No inode has the number 0: of a segment that was made just now it is not noted yet. */
+    if (*fd >= 0 && (ino == 0 || sr_region__is(*fd, dev, ino))) sr_sys->close(*fd);
     *fd = -1;
 }
 

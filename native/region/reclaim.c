@@ -32,16 +32,21 @@ int sr_region__remove_names(int dir, const struct sr_head *head)
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_CATALOG, 0);
     struct sr_head now;
     SR_FD locked = sr_region__lock_name(dir, head->hd_name, false);
-    if (locked >= 0 && sr_sys->pread(locked, &now, sizeof now, 0) == sizeof now && now.hd_magic == SR_CATALOG_MAGIC &&
-        memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0)
+    ssize_t n = locked < 0 ? locked : sr_sys->pread(locked, &now, sizeof now, 0);
+    if (n == sizeof now && now.hd_magic == SR_CATALOG_MAGIC && memcmp(now.hd_id, head->hd_id, sizeof now.hd_id) == 0)
         result = sr_sys->unlinkat(dir, file, 0);
-    else if (locked < 0)
-        result = locked;
+    else if (n < 0)
+        result = (int)n;
+    /* As long as the catalog has its name the others keep theirs: the region is whole, and the next
+     * one to come by can remove it. */
+    if (result < 0 && result != -ENOENT) return result;
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_DATA, head->hd_generation);
     if (!(head->hd_flags & SR_HEAD_KEPT) && sr_region__same_file(dir, file, head->hd_data_dev, head->hd_data_ino))
-        sr_sys->unlinkat(dir, file, 0);
+        result = sr_sys->unlinkat(dir, file, 0);
+    /* Members go after data, whose name alone would be taken for that of a region being made. */
+    if (result < 0 && result != -ENOENT) return result;
     sr_region__file_name(file, head->hd_name, SR_SEGMENT_MEMBERS, head->hd_generation);
-    if (sr_region__same_file(dir, file, head->hd_members_dev, head->hd_members_ino)) sr_sys->unlinkat(dir, file, 0);
+    if (sr_region__same_file(dir, file, head->hd_members_dev, head->hd_members_ino)) result = sr_sys->unlinkat(dir, file, 0);
     return result;
 }
 
