@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,11 +26,13 @@ from sharedregion.errors import (
     ReadOnlyRegion,
     RegionClosed,
     RegionCorrupt,
+    RegionExists,
     RegionFull,
     RegionNotFound,
     RegionTimeout,
     SharedRegionError,
 )
+from sharedregion.records import Member, Stats
 
 if TYPE_CHECKING:
     from sharedregion._policy import Candidate
@@ -59,39 +61,6 @@ _PAGE_SIZE = {"shm": _PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g":
 # some system calls, which small objects are spared; what they can overrun is bounded by this.
 _HEADROOM_FROM = 16 << 20
 _MISSING: Any = object()
-
-
-class Stats(NamedTuple):
-    """Numbers of a region at one moment. Bytes, unless said otherwise.
-
-    `largest` is a free piece that could be taken whole. `committed` is the part of `size` that has
-    memory behind it. `withdrawn` counts deleted or replaced objects that somebody still looks at,
-    `unfinished` those being filled. `huge_fraction` is the part of the committed data that the
-    kernel maps by pages larger than 4 KiB in this process, None where this process has touched none.
-    """
-
-    size: int
-    used: int
-    free: int
-    largest: int
-    committed: int
-    objects: int
-    withdrawn: int
-    unfinished: int
-    members: int
-    recoveries: int
-    sealed: bool
-    huge_fraction: float | None
-
-
-class Member(NamedTuple):
-    """A process that has the region open. `pid` is as that process sees itself."""
-
-    pid: int
-    uid: int
-    writable: bool
-    since: float
-    pins: int
 
 
 class Region(_native.RegionHandle):
@@ -394,7 +363,9 @@ class Region(_native.RegionHandle):
     def footprint(self, *, leaves: bool = False) -> Footprint:
         """What the members' page tables cost, by the helper."""
         if Region._look is None:
-            raise NotImplementedError("the helper's face is not loaded")
+            raise SharedRegionError(
+                "sharedregion.footprint is not loaded", "import sharedregion, not only this module"
+            )
         return Region._look(self, leaves)
 
     def prefault(self) -> None:
@@ -535,7 +506,9 @@ def create(
         and (head := _peek(name)) is not None
         and (head["live"] or head["flags"] & _native.PERSIST)
     ):
-        raise _exists(name)
+        raise RegionExists(
+            f"a region '{name}' exists", "attach() to it, or create(..., replace=True), or unlink() it first"
+        )
     failures: list[str] = []
     remedy: str | None = None
     number: int | None = None
@@ -596,14 +569,6 @@ def _sweep_anonymous() -> None:
             if file.startswith(start) and file.endswith(_SUFFIX):
                 with contextlib.suppress(SharedRegionError):
                     _native.reclaim(file[len(_PREFIX) : -len(_SUFFIX)])
-
-
-def _exists(name: str) -> SharedRegionError:
-    from sharedregion.errors import RegionExists
-
-    return RegionExists(
-        f"a region '{name}' exists", "attach() to it, or create(..., replace=True), or unlink() it first"
-    )
 
 
 def attach(

@@ -180,7 +180,7 @@ class Case:
             region["text"] = "what was there before"
 
     def act(self) -> None:
-        raise NotImplementedError
+        """The operation itself; each case has its own."""
 
     def content(self) -> dict[str, Any] | None:
         """Of the region by that name, whole, and with every invariant looked at."""

@@ -29,6 +29,7 @@ LEVELS = {
     "catalog": 3,
     "arrays": 3,
     "references": 3,
+    "records": 3,
     "files": 3,
     "codecs": 3,
     "shared_memory": 6,
