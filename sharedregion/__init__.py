@@ -25,10 +25,7 @@ from sharedregion.errors import (
 )
 
 try:
-    from sharedregion.region import (
-        Member,
-        Region,
-        Stats,
+    from sharedregion.opening import (
         attach,
         backends,
         create,
@@ -38,6 +35,7 @@ try:
         share,
         unlink,
     )
+    from sharedregion.region import Member, Region, Stats
 except ImportError as _error:
     if _sys.platform == "linux" and (getattr(_error, "name", "") or "").endswith("_native"):
         raise ImportError(

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedregion.errors import SharedRegionError
-from sharedregion.region import Region, create
+from sharedregion.opening import create
+from sharedregion.region import Region
 
 __all__ = ["Input", "place_npz", "place_safetensors", "read_input"]
 

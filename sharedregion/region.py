@@ -1,12 +1,9 @@
-"""Regions: create, attach, and the mapping that they are."""
+"""The region: a mapping from names to objects, and what a process owes it at its end."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import errno
 import os
-import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -17,16 +14,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sharedregion import _native, codecs, references
-from sharedregion._sizes import format_size, parse_size
+from sharedregion._sizes import format_size
 from sharedregion.arrays import array_over, describe
 from sharedregion.codecs import pickled
 from sharedregion.errors import (
-    BackendUnavailable,
     ObjectNotFound,
     ReadOnlyRegion,
     RegionClosed,
     RegionCorrupt,
-    RegionExists,
     RegionFull,
     RegionNotFound,
     RegionTimeout,
@@ -35,28 +30,12 @@ from sharedregion.errors import (
 from sharedregion.records import Member, Stats
 
 if TYPE_CHECKING:
-    from sharedregion._policy import Candidate
     from sharedregion.footprint import Footprint
 
-__all__ = [
-    "Member",
-    "Region",
-    "Stats",
-    "attach",
-    "backends",
-    "create",
-    "load_npz",
-    "load_safetensors",
-    "regions",
-    "share",
-    "unlink",
-]
+__all__ = ["PAGE", "Member", "Region", "Stats", "peek"]
 
-_KEEPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_bin", "sharedregion-keeper")
-_PAGE = 4096
-_PREFIX, _SUFFIX = "sharedregion.", ".catalog"
-_ANONYMOUS = "anonymous-"
-_PAGE_SIZE = {"shm": _PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
+PAGE = 4096
+_PAGE_SIZE = {"shm": PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
 # A memory cgroup answers a commit beyond its limit with SIGKILL. Asking for its headroom first takes
 # some system calls, which small objects are spared; what they can overrun is bounded by this.
 _HEADROOM_FROM = 16 << 20
@@ -391,7 +370,7 @@ class Region(_native.RegionHandle):
 
     def unlink(self) -> None:
         """Remove the name. Who has the region open keeps it."""
-        current = _peek(self.name)
+        current = peek(self.name)
         if current is not None and tuple(current["files"]) == tuple(self._head()["files"]):
             _native.unlink(self.name, self.uid)
 
@@ -412,6 +391,14 @@ class Region(_native.RegionHandle):
 MutableMapping.register(Region)
 
 
+def peek(name: str) -> dict[str, Any] | None:
+    """What the head of a region says; None where there is no region to be read."""
+    try:
+        return _native.peek(name)
+    except (RegionNotFound, RegionCorrupt, PermissionError):
+        return None
+
+
 def _clock() -> Callable[[], float]:
     import time
 
@@ -423,7 +410,6 @@ def _clock() -> Callable[[], float]:
 _open: weakref.WeakSet[Region] = weakref.WeakSet()
 _registered_in: int | None = None
 _forks_registered = False
-_anonymous_swept = False
 
 
 def _track(region: Region) -> None:
@@ -458,243 +444,3 @@ def _retire_all() -> None:
     """Remove the names of regions that end with this process. The kernel does the rest."""
     for region in list(_open):
         region._retire()
-
-
-# --- verbs ---------------------------------------------------------------------------------------
-
-
-def create(
-    name: str | None = None,
-    *,
-    size: int | str,
-    backend: str = "auto",
-    commit: str = "auto",
-    persist: bool = False,
-    replace: bool = False,
-    mode: int = 0o600,
-) -> Region:
-    """Make a region and be its first member.
-
-    `size` is bytes, or text such as "8 GiB" (2^30 based); it is rounded up to whole pages of 4 KiB.
-    `backend` is "auto", "msharefs", "hugetlb", "thp" or "shm"; the environment's SHAREDREGION_BACKEND
-    stands in for "auto". `commit` is "full" (memory is taken now), "lazy" (as objects are placed; then
-    `size` is a cap and may exceed memory) or "auto" (full for hugetlb, lazy otherwise). The region
-    lives while any process has it open; with `persist`, until `unlink`. `replace` moves the name from
-    an existing region to this one; members of the old one keep it. `mode` is as for open(2).
-
-    Raises RegionExists, BackendUnavailable, ValueError.
-    """
-    # What only a host needs is loaded by hosts alone.
-    import logging
-
-    from sharedregion import _policy
-    from sharedregion._kernel.facts import gather
-
-    log = logging.getLogger("sharedregion")
-    bytes_wanted = -(-parse_size(size) // _PAGE) * _PAGE
-    request = _policy.resolve(bytes_wanted, commit, backend, os.environ)
-    if name is None:
-        _sweep_anonymous()
-        name = f"{_ANONYMOUS}{os.urandom(8).hex()}"
-    elif not isinstance(name, str):
-        raise TypeError(f"a region's name is a str, not {type(name).__name__}")
-    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
-        raise ValueError(f"mode {mode!r} is not a set of permission bits between 0 and 0o777")
-    _native.check_name(name)
-    if (
-        not replace
-        and (head := _peek(name)) is not None
-        and (head["live"] or head["flags"] & _native.PERSIST)
-    ):
-        raise RegionExists(
-            f"a region '{name}' exists", "attach() to it, or create(..., replace=True), or unlink() it first"
-        )
-    failures: list[str] = []
-    remedy: str | None = None
-    number: int | None = None
-    candidates = _policy.choose(gather(), request)
-    for candidate in candidates:
-        if not candidate.usable:
-            failures.append(f"{candidate.name}: {candidate.reason}")
-            remedy = remedy or candidate.remedy
-            continue
-        reason = "; ".join((candidate.reason, *candidate.notes))
-        try:
-            region = Region._create(
-                name=name,
-                size=bytes_wanted,
-                backend=candidate.name,
-                place="memfd" if candidate.place == "memfd" else "shm",
-                mode=mode,
-                persist=persist,
-                replace=replace,
-                commit_all=candidate.commit == "full",
-                reason=reason,
-                keeper=_KEEPER,
-            )
-        except BackendUnavailable as error:
-            failures.append(f"{candidate.name}: {error.message}")
-            number = error.errno
-            if number == errno.ENOSPC and _native.SHM_DIR in error.message:
-                remedy = f"make room: df {_native.SHM_DIR} says how full it is"
-            log.info("backend %s does not serve region %r: %s", candidate.name, name, error)
-            continue
-        region._settle_in(None)
-        level = logging.WARNING if candidate.backend == "shm" and bytes_wanted >= 2 << 20 else logging.INFO
-        log.log(
-            level,
-            "region %r of %s is made of %s: %s",
-            name,
-            format_size(bytes_wanted),
-            candidate.name,
-            reason,
-        )
-        return region
-    raise BackendUnavailable(
-        f"no memory for a region of {format_size(bytes_wanted)}: " + "; ".join(failures),
-        remedy or "sharedregion.backends() says what each kind of memory needs",
-        number,
-    )
-
-
-def _sweep_anonymous() -> None:
-    """Reclaim regions without a name of their own whose processes were killed: no create would ask for theirs."""
-    global _anonymous_swept
-    if _anonymous_swept:
-        return
-    _anonymous_swept = True
-    start = _PREFIX + _ANONYMOUS
-    with contextlib.suppress(OSError):
-        for file in os.listdir(_native.SHM_DIR):
-            if file.startswith(start) and file.endswith(_SUFFIX):
-                with contextlib.suppress(SharedRegionError):
-                    _native.reclaim(file[len(_PREFIX) : -len(_SUFFIX)])
-
-
-def attach(
-    name: str, *, writable: bool = False, allow_pickle: bool | None = None, owner: int | str | None = None
-) -> Region:
-    """Become a member of an existing region.
-
-    With `writable`, objects can be placed and mutable ones written to. `allow_pickle` None allows
-    objects that are pickles if the region belongs to this user. A region of another user is refused
-    unless `owner` (a user id or name) says whose it is.
-
-    Raises RegionNotFound, RegionDenied, RegionCorrupt, RegionLost.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"a region's name is a str, not {type(name).__name__}")
-    _native.check_name(name)
-    uid = _uid_of(owner)
-    region = Region._attach(name, writable) if uid is None else Region._attach(name, writable, uid)
-    return region._settle_in(allow_pickle)
-
-
-def _uid_of(owner: int | str | None) -> int | None:
-    if owner is None or (isinstance(owner, int) and not isinstance(owner, bool)):
-        if owner is not None and not 0 <= owner < 2**32 - 1:
-            raise ValueError(f"{owner} is not a user id")
-        return owner
-    if not isinstance(owner, str):
-        raise TypeError(f"owner is a user id or name, not {type(owner).__name__}")
-    import pwd
-
-    try:
-        return pwd.getpwnam(owner).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {owner!r}") from None
-
-
-def unlink(name: str, *, owner: int | str | None = None) -> None:
-    """Remove a region's name. Members keep it until they close it. RegionNotFound."""
-    uid = _uid_of(owner)
-    if uid is None:
-        _native.unlink(name)
-    else:
-        _native.unlink(name, uid)
-    # Of a damaged region the generation is not known: whatever of its segments nobody holds goes too.
-    pattern = re.compile(re.escape(f"{_PREFIX}{name}.") + r"(?:members|data)(?:\.([0-9]{1,10}))?")
-    for file in os.listdir(_native.SHM_DIR):
-        if match := pattern.fullmatch(file):
-            _native.remove_half_made(name, int(match[1] or 1))
-
-
-def _peek(name: str) -> dict[str, Any] | None:
-    """What the head of a region says; None where there is no region to be read."""
-    try:
-        return _native.peek(name)
-    except (RegionNotFound, RegionCorrupt, PermissionError):
-        return None
-
-
-def regions() -> list[str]:
-    """Names of the regions that can be attached to, by whoever owns them, and of damaged ones."""
-    found = []
-    try:
-        names = os.listdir(_native.SHM_DIR)
-    except OSError:
-        return []
-    for file in sorted(names):
-        if not (file.startswith(_PREFIX) and file.endswith(_SUFFIX)):
-            continue
-        name = file[len(_PREFIX) : -len(_SUFFIX)]
-        try:
-            head = _native.peek(name)
-        except RegionCorrupt:
-            found.append(name)
-        except (SharedRegionError, ValueError):
-            continue
-        else:
-            if head["live"] or head["flags"] & _native.PERSIST:
-                found.append(name)
-    return found
-
-
-def backends(size: int | str | None = None) -> list[Candidate]:
-    """What each kind of memory could do here, best first: whether it can serve, why, and what would enable it.
-
-    With `size`, for a region of that size.
-    """
-    from sharedregion import _policy
-    from sharedregion._kernel.facts import gather
-
-    facts = gather()
-    if size is None:
-        return _policy.survey(facts)
-    return _policy.choose(facts, _policy.Request(parse_size(size)))
-
-
-def load_npz(path: str | os.PathLike[str], *, into: Region | None = None, **options: Any) -> Region:
-    """Place every array of an `.npz` archive, with no second copy in memory; returns the region.
-
-    Into the region `into`, or into one that is made for it (`options` are those of `create`).
-    """
-    from sharedregion.files import place_npz
-
-    return place_npz(os.fspath(path), into, options)
-
-
-def load_safetensors(path: str | os.PathLike[str], *, into: Region | None = None, **options: Any) -> Region:
-    """Place every tensor of a `.safetensors` file, with no second copy in memory; returns the region.
-
-    Into the region `into`, or into one that is made for it (`options` are those of `create`). Types that
-    numpy has not (bfloat16, 8-bit floats) are placed as unsigned integers of their bits.
-    """
-    from sharedregion.files import place_safetensors
-
-    return place_safetensors(os.fspath(path), into, options)
-
-
-def share(value: Any, *, backend: str = "auto") -> Any:
-    """Place `value` in a region of its own and return it from there.
-
-    An array comes back as a read-only array; containers and other objects come back as themselves,
-    their arrays read-only views of the region. Sent to other processes by multiprocessing, its
-    arrays travel as references of less than 300 bytes. The memory is gone with the last holder.
-    """
-    codec = codecs.codec_for(value)
-    if codec is pickled:
-        value = pickled.prepare(value)
-    with create(size=max(codec.size_of(value), 1) + _PAGE, backend=backend) as region:
-        codec.place(region, "value", value, 0)
-        return region["value"]

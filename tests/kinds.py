@@ -20,7 +20,7 @@ def make(kind: str, name: str, size: int | str = "4 MiB", **more: Any) -> sr.Reg
     # What create() does where /dev/shm is too small, or for a size that fills a page of 1 GiB.
     return sr.Region._create(
         name=name,
-        size=sr.region.parse_size(size),
+        size=sr.opening.parse_size(size),
         backend=memory,
         place="memfd",
         mode=options["mode"],
@@ -28,5 +28,5 @@ def make(kind: str, name: str, size: int | str = "4 MiB", **more: Any) -> sr.Reg
         replace=options["replace"],
         commit_all=options["commit"] == "full" or memory.startswith("hugetlb"),
         reason="a test asked for it",
-        keeper=sr.region._KEEPER,
+        keeper=sr.opening._KEEPER,
     )._settle_in(None)

@@ -244,7 +244,7 @@ def test_root_does_not_take_a_users_region_for_its_own(unique: str, as_nobody, p
 
 def test_keeper_missing_or_denied(unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A keeper that is not there, or may not be run, is one clear error, and nothing is left."""
-    from sharedregion import region as module
+    from sharedregion import opening as module
 
     def make(keeper: Path) -> None:
         monkeypatch.setattr(module, "_KEEPER", str(keeper))
@@ -267,7 +267,7 @@ def test_keeper_killed(unique: str, run) -> None:
     """Members go on after their keeper was killed; a new attach is RegionLost and says so; unlink and create work."""
     region = sr.Region._create(
         name=unique, size=1 << 20, backend="shm", place="memfd", mode=0o600, persist=False, replace=False,
-        commit_all=False, reason=None, keeper=sr.region._KEEPER,
+        commit_all=False, reason=None, keeper=sr.opening._KEEPER,
     )._settle_in(None)  # fmt: skip
     region["x"] = np.arange(100)
     keeper = subprocess.run(
@@ -302,7 +302,7 @@ def test_host_gets_no_signal_from_its_keeper(run, unique: str) -> None:
     """Starting a keeper raises no SIGCHLD, leaves no child, and runs none of the application's fork hooks."""
     code = """
 import os, signal, sys, sharedregion as sr
-from sharedregion import region as m
+from sharedregion import opening as m
 seen = []
 signal.signal(signal.SIGCHLD, lambda *a: seen.append("SIGCHLD"))
 os.register_at_fork(before=lambda: seen.append("fork"))

@@ -26,6 +26,7 @@ LEVELS = {
     "_native": 2,
     "_elsewhere": 3,
     "region": 3,
+    "opening": 3,
     "catalog": 3,
     "arrays": 3,
     "references": 3,
