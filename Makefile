@@ -22,12 +22,12 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test asan tsan kill fuzz lint types format dist clean
+.PHONY: help venv frameworks build demo test asan tsan kill fuzz lint types format dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One stamp for the environment, one for what is installed in it.
 $(VENV)/.requirements: pyproject.toml scripts/requirements.py scripts/preflight
@@ -40,7 +40,16 @@ $(VENV)/.requirements: pyproject.toml scripts/requirements.py scripts/preflight
 	@rm -f $@.txt
 	@touch $@
 
-venv: $(VENV)/.requirements ## make .venv with everything that building and testing need
+# The frameworks are large, and building needs none of them: a stamp of their own.
+$(VENV)/.frameworks: $(VENV)/.requirements
+	@$(BIN)/python scripts/requirements.py frameworks > $@.txt
+	$(BIN)/python -m pip install --quiet -r $@.txt
+	@rm -f $@.txt
+	@touch $@
+
+venv: $(VENV)/.requirements ## make .venv with everything that building needs, and most that testing needs
+
+frameworks: $(VENV)/.frameworks ## put the real frameworks into .venv: torch, scikit-learn, pyarrow and others (1.5 GB)
 
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	@scripts/preflight $(BIN)/python
@@ -52,7 +61,7 @@ build: $(VENV)/.installed ## build the native core and install the package into 
 demo: build ## share arrays with workers and show what each one costs (ARGS="--workers 8")
 	$(BIN)/sharedregion demo $(ARGS)
 
-test: build ## run all tests (ARGS="-k name")
+test: build $(VENV)/.frameworks ## run all tests (ARGS="-k name")
 	$(BIN)/pytest $(ARGS)
 
 # Programs in C that reach what Python cannot, each in a build of its own. The Python module is not
