@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv frameworks build demo test asan tsan kill fuzz lint types format dist clean
+.PHONY: help venv frameworks build demo test asan tsan kill fuzz lint types format docs dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -96,6 +96,15 @@ types: venv ## check types
 format: venv ## rewrite Python sources in the common style
 	$(BIN)/ruff check --fix-only --quiet $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
+
+$(VENV)/.docs: $(VENV)/.requirements
+	@$(BIN)/python scripts/requirements.py docs > $@.txt
+	$(BIN)/python -m pip install --quiet -r $@.txt
+	@rm -f $@.txt
+	@touch $@
+
+docs: build $(VENV)/.docs ## build the documentation in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 dist: venv ## make a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
