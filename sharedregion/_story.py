@@ -11,18 +11,17 @@ guardian process undoes both however this process ends, SIGKILL included.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sharedregion._kernel import cgroup, files, mounts, procfs
+from sharedregion._guardian import Guardian, memory_group, reserve, write
+from sharedregion._kernel import procfs
 from sharedregion._kernel.facts import Facts
-from sharedregion._kernel.sysfs import hugepage_pools
 from sharedregion._native import Mapping, Segment
 from sharedregion._signals import become_child, deferred
 from sharedregion._sizes import format_size
@@ -212,101 +211,13 @@ def _per_client(size: float) -> str:
     )
 
 
-# ---- The guardian ---------------------------------------------------------------------------------
-
-
-class _Guardian:
-    """A process that undoes steps, the last one first, as soon as this process has gone or says so.
-
-    A step is announced before it is taken. `undo()` waits until all is undone.
-    """
-
-    def __init__(self, root: str = "/") -> None:
-        reader, self.pipe = os.pipe()
-        with deferred():
-            self.pid = os.fork()
-            if self.pid == 0:
-                _guard(reader, self.pipe, root)
-        os.close(reader)
-
-    def announce(self, *step: Any) -> None:
-        os.write(self.pipe, json.dumps(step).encode() + b"\n")
-
-    def undo(self) -> None:
-        os.close(self.pipe)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
-
-
-def _guard(reader: int, writer: int, root: str) -> NoReturn:
-    """The guardian's life. It leaves by os._exit alone: nothing of the host's may run here."""
-    try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        os.close(writer)
-        announced = b""
-        while chunk := os.read(reader, 65536):
-            announced += chunk
-        for step in _steps(announced):
-            # One step that fails must not keep the others from being undone.
-            with contextlib.suppress(Exception):
-                _undo(step, root)
-    finally:
-        os._exit(0)
-
-
-def _steps(announced: bytes) -> list[Sequence[Any]]:
-    """What to undo, the last step first. Changes of a pool add up to one step, undone at the very end:
-
-    taken singly, a correction would first ask the kernel for pages that it has already refused.
-    """
-    steps: list[Sequence[Any]] = []
-    pools: dict[int, int] = {}
-    for text in announced.splitlines():
-        step = json.loads(text)
-        if step[0] == "pool":
-            pools[step[1]] = pools.get(step[1], 0) + step[2]
-        else:
-            steps.insert(0, step)
-    return steps + [("pool", size, added) for size, added in pools.items() if added]
-
-
-def _undo(step: Sequence[Any], root: str) -> None:
-    if step[0] == "pool":
-        # By difference: someone else may have changed the pool meanwhile.
-        _, size, added = step
-        pool = hugepage_pools(root)[size]
-        _write(files.under(root, pool.control), max(0, pool.persistent - added))
-    elif step[0] == "group":
-        _, path = step
-        for _ in range(200):
-            for pid in (files.read_text("/", f"{path}/cgroup.procs") or "").split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            try:
-                os.rmdir(path)
-            except FileNotFoundError:
-                return
-            except OSError:
-                # Killed processes leave a group some milliseconds later.
-                time.sleep(0.02)
-            else:
-                return
-
-
-def _write(path: str, value: object) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(value))
-
-
 # ---- Clients --------------------------------------------------------------------------------------
 
 
 class _Clients:
     """Forked processes that do one thing, say that it is done, and wait. They end with the host."""
 
-    def __init__(self, guardian: _Guardian) -> None:
+    def __init__(self, guardian: Guardian) -> None:
         self.pids: list[int] = []
         self._guardian = guardian
         self._gate, self._gate_writer = os.pipe()
@@ -370,7 +281,7 @@ class _Clients:
 
 
 @contextlib.contextmanager
-def _clients(guardian: _Guardian) -> Iterator[_Clients]:
+def _clients(guardian: Guardian) -> Iterator[_Clients]:
     crew = _Clients(guardian)
     try:
         yield crew
@@ -378,7 +289,7 @@ def _clients(guardian: _Guardian) -> Iterator[_Clients]:
         crew.end()
 
 
-def _fork_all(guardian: _Guardian, count: int, work: Callable[[], None]) -> tuple[int, float]:
+def _fork_all(guardian: Guardian, count: int, work: Callable[[], None]) -> tuple[int, float]:
     """(growth of PageTables, seconds) for `count` clients that have done their work."""
     before = procfs.page_tables() or 0
     start = time.perf_counter()
@@ -395,25 +306,8 @@ def _fork_all(guardian: _Guardian, count: int, work: Callable[[], None]) -> tupl
 # ---- Both sides -----------------------------------------------------------------------------------
 
 
-def _reserve(guardian: _Guardian, pages: int) -> None:
-    pool = hugepage_pools()[HUGE]
-    missing = pages - pool.available
-    if missing <= 0:
-        return
-    guardian.announce("pool", HUGE, missing)
-    _write(pool.control, pool.persistent + missing)
-    grown = hugepage_pools()[HUGE]
-    if grown.available < pages:
-        # What was not granted must not be taken from what others reserved.
-        guardian.announce("pool", HUGE, grown.persistent - pool.persistent - missing)
-        raise ToolError(
-            f"the kernel found {grown.available} of {pages} huge pages of 2 MiB",
-            "free memory, or reserve them at boot",
-        )
-
-
-def _linked_side(guardian: _Guardian, made: Plan) -> tuple[int, int, float]:
-    _reserve(guardian, made.huge_pages)
+def _linked_side(guardian: Guardian, made: Plan) -> tuple[int, int, float]:
+    reserve(guardian, made.huge_pages)
     size = made.huge_pages * GIB
     segment = Segment.create("hugetlb-2m", size, "memfd")
     for offset in range(0, size, GIB):
@@ -432,35 +326,9 @@ def _read(segment: Segment, size: int, step: int) -> None:
     _mapped.append(mapping)
 
 
-def _memory_group(guardian: _Guardian, limit: int) -> str:
-    """A control group of our own with that limit, below the group that this process is in if it can be."""
-    name = f"sharedregion-story-{os.getpid()}"
-    for group in cgroup.groups("memory", table=mounts.mount_table()):
-        two = group.version == 2
-        if (
-            two
-            and "memory" not in (files.read_text("/", f"{group.path}/cgroup.subtree_control") or "").split()
-        ):
-            continue
-        path = os.path.join(group.path, name)
-        guardian.announce("group", path)
-        try:
-            os.mkdir(path)
-        except OSError:
-            continue
-        _write(f"{path}/{'memory.max' if two else 'memory.limit_in_bytes'}", limit)
-        # Swap would hide the limit; where there is none, there is no such file.
-        with contextlib.suppress(OSError):
-            _write(
-                f"{path}/{'memory.swap.max' if two else 'memory.memsw.limit_in_bytes'}", 0 if two else limit
-            )
-        return path
-    raise ToolError("no control group with a memory limit can be made here")
-
-
-def _small_side(guardian: _Guardian, made: Plan, limit: int) -> SmallSide:
+def _small_side(guardian: Guardian, made: Plan, limit: int) -> SmallSide:
     try:
-        group = _memory_group(guardian, limit)
+        group = memory_group(guardian, limit, f"sharedregion-story-{os.getpid()}")
     except (OSError, ToolError) as error:
         return SmallSide(limit, 0, killed=False, tables=None, reason=str(error))
     segment = Segment.create("shm", made.size, "memfd")
@@ -468,10 +336,10 @@ def _small_side(guardian: _Guardian, made: Plan, limit: int) -> SmallSide:
 
     def touch_all() -> None:
         # The newcomer is the one to be killed, not one that has already lived.
-        _write("/proc/self/oom_score_adj", 1000)
-        _write(f"{group}/cgroup.procs", os.getpid())
+        write("/proc/self/oom_score_adj", 1000)
+        write(f"{group}/cgroup.procs", os.getpid())
         _read(segment, made.size, HUGE)
-        _write("/proc/self/oom_score_adj", 0)
+        write("/proc/self/oom_score_adj", 0)
 
     killed = False
     with _clients(guardian) as crew:
@@ -490,7 +358,7 @@ def _small_side(guardian: _Guardian, made: Plan, limit: int) -> SmallSide:
 
 def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome:
     """Tell the story. Whatever happens, the machine is given back as it was."""
-    guardian = _Guardian()
+    guardian = Guardian()
     try:
         progress(f"{made.clients} clients, {format_size(made.size)}, linked tables")
         idle, linked, seconds = _linked_side(guardian, made)

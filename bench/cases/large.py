@@ -1,91 +1,98 @@
-"""One large array: into fresh memory, and into memory that was there.
-
-A virtual machine's first touch of a page measures its hypervisor, so that as much memory as will be
-used is touched and freed first, and the subjects take turns.
-"""
+"""One large array: into fresh memory, and into memory that was there."""
 
 from __future__ import annotations
 
-import mmap
-import statistics
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
+from typing import Any
 
 import numpy as np
 
-import sharedregion as sr
-from sharedregion.bench.cases.report import say
-
-SIZE = 1 << 30
-ROUNDS = 5
+from sharedregion.bench.case import GIB, MIB, Bars, Case, Job, Metric, Sample, Setting
 
 
-def _warm_host(source: np.ndarray) -> None:
-    with mmap.mmap(-1, 2 * SIZE) as memory:
-        for at in range(0, 2 * SIZE, 4096):
-            memory[at] = 1
+def plan(setting: Setting) -> list[Job]:
+    """All of them once in each process, several times over, in turn: they are compared as ratios."""
+    size = min(256 * MIB if setting.quick else GIB, setting.small or GIB)
+    return [
+        Job(
+            CASE.name,
+            subject,
+            {"size": size},
+            rounds=2 if setting.quick else 7,
+            memory=2 * size + 256 * MIB,
+            seconds=0.5 + 2.5 * size / GIB,
+        )
+        for subject in SUBJECTS
+    ]
 
 
-def _standard(source: np.ndarray) -> float:
+def _standard(source: Any, prefix: str) -> Iterator[Sample]:
     started = time.perf_counter()
-    memory = SharedMemory(create=True, size=SIZE)
+    memory = SharedMemory(f"{prefix}large", create=True, size=source.nbytes)
     array = np.frombuffer(memory.buf, "u1")
     array[:] = source
-    took = time.perf_counter() - started
+    yield "fresh", source.nbytes / (time.perf_counter() - started)
+    started = time.perf_counter()
+    array[:] = source
+    yield "warm", source.nbytes / (time.perf_counter() - started)
     del array
     memory.close()
     memory.unlink()
-    return took
 
 
-def _region(source: np.ndarray) -> tuple[float, float]:
+def _region(source: Any, prefix: str) -> Iterator[Sample]:
+    import sharedregion as sr
+
     started = time.perf_counter()
-    with sr.create(size=SIZE + (4 << 20), backend="thp") as region:
+    with sr.create(f"{prefix}large", size=source.nbytes + 4 * MIB, backend="thp") as region:
         region["x"] = source
-        fresh = time.perf_counter() - started
+        yield "fresh", source.nbytes / (time.perf_counter() - started)
         del region["x"]
         started = time.perf_counter()
         region["x"] = source
-        return fresh, time.perf_counter() - started
+        yield "warm", source.nbytes / (time.perf_counter() - started)
 
 
-def _memcpy(source: np.ndarray) -> float:
-    target = np.empty(SIZE, "u1")
-    target[:] = 1
+def _memcpy(source: Any, prefix: str) -> Iterator[Sample]:
+    target = np.empty(source.nbytes, "u1")
     started = time.perf_counter()
     target[:] = source
-    return time.perf_counter() - started
+    yield "fresh", source.nbytes / (time.perf_counter() - started)
+    started = time.perf_counter()
+    target[:] = source
+    yield "warm", source.nbytes / (time.perf_counter() - started)
 
 
-def main() -> None:
-    """Rates in GiB/s, medians of rounds in turn, and their ratios."""
-    source = np.ones(SIZE, "u1")
-    _warm_host(source)
-    _standard(source), _region(source)
-    times: dict[str, list[float]] = {
-        "shared_memory, fresh": [],
-        "region, fresh": [],
-        "region, warm": [],
-        "memcpy": [],
-    }
-    for turn in range(ROUNDS):
-        order = [0, 1, 2] if turn % 2 else [2, 1, 0]
-        for which in order:
-            if which == 0:
-                times["shared_memory, fresh"].append(_standard(source))
-            elif which == 1:
-                fresh, warm = _region(source)
-                times["region, fresh"].append(fresh)
-                times["region, warm"].append(warm)
-            else:
-                times["memcpy"].append(_memcpy(source))
-    rates = {name: SIZE / (1 << 30) / statistics.median(values) for name, values in times.items()}
-    for name, rate in rates.items():
-        low, high = SIZE / (1 << 30) / max(times[name]), SIZE / (1 << 30) / min(times[name])
-        say(name, rate, f"GiB/s, {low:.2f} to {high:.2f}")
-    say("region fresh : shared_memory fresh", rates["region, fresh"] / rates["shared_memory, fresh"], "times")
-    say("region warm : memcpy", rates["region, warm"] / rates["memcpy"], "times")
+SUBJECTS: dict[str, Callable[[Any, str], Iterator[Sample]]] = {
+    "put into a region (thp)": _region,
+    "fill shared_memory": _standard,
+    "copy into private memory": _memcpy,
+}
 
 
-if __name__ == "__main__":
-    main()
+def measure(job: Job) -> Iterator[Sample]:
+    """Bytes a second, from the call that makes the memory to the last byte."""
+    # So that what follows touches memory that the host machine has backed.
+    np.ones(2 * int(job.params["size"]), "u1")
+    yield from SUBJECTS[job.subject](np.ones(int(job.params["size"]), "u1"), job.prefix)
+
+
+CASE = Case(
+    name="large",
+    title="one large array, placed",
+    plan=plan,
+    measure=measure,
+    metrics={
+        "fresh": Metric("B/s", "fresh memory", more=True),
+        "warm": Metric("B/s", "memory that was there", more=True),
+    },
+    charts=(
+        Bars("fresh", "Placing 1 GiB in fresh memory"),
+        Bars("warm", "Placing 1 GiB in memory that was there"),
+    ),
+    notes=(
+        "Fresh: making the memory counts. As much memory was touched and freed just before, and the subjects take turns.",
+    ),
+)

@@ -6,13 +6,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
-import sharedregion as sr
-from sharedregion.bench.cases.report import say
-
-COUNT = 1_000_000
+from sharedregion.bench.case import GIB, Case, Job, Metric, Sample, Setting
 
 WORKER = """
 import sys, time, sharedregion as sr
@@ -20,11 +18,11 @@ name, count = sys.argv[1], int(sys.argv[2])
 if name != "idle":
     started = time.perf_counter()
     region = sr.attach(name)
-    print((time.perf_counter() - started) * 1e3, flush=True)
+    print(time.perf_counter() - started, flush=True)
     started = time.perf_counter()
     for n in range(count):
         assert region[f"object {n}"][0] == n
-    print((time.perf_counter() - started) / max(count, 1) * 1e6, flush=True)
+    print((time.perf_counter() - started) / max(count, 1), flush=True)
 else:
     # The same program and the same memory of its own, without a region.
     names = 0
@@ -34,9 +32,17 @@ sys.stdin.readline()
 """
 
 
+def plan(setting: Setting) -> list[Job]:
+    """A million; a quick run has fewer."""
+    count = 20_000 if setting.quick else 1_000_000
+    return [Job(CASE.name, "region (thp)", {"objects": count}, memory=GIB, seconds=1.5 + count / 40_000)]
+
+
 def _worker(name: str, count: int) -> tuple[float, float, int]:
+    import sharedregion as sr
+
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, name, str(count)],
+        [sys.executable, "-P", "-c", WORKER, name, str(count)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -48,24 +54,35 @@ def _worker(name: str, count: int) -> tuple[float, float, int]:
     return attach, lookup, tables
 
 
-def main() -> None:
-    """Milliseconds to attach, microseconds a lookup, bytes of page tables beyond an idle worker's."""
-    with sr.create("bench-million", size="1 GiB", backend="thp", replace=True) as region:
+def measure(job: Job) -> Iterator[Sample]:
+    """Times, and bytes of page tables beyond an idle worker's."""
+    import sharedregion as sr
+
+    count = int(job.params["objects"])
+    with sr.create(f"{job.prefix}million", size="1 GiB", backend="thp") as region:
+        value = np.zeros(1, np.int64)
         started = time.perf_counter()
-        for n in range(COUNT):
-            region[f"object {n}"] = np.array([n])
-        say("placing one of them", (time.perf_counter() - started) / COUNT * 1e6, "us")
-        idle = statistics.median(_worker("idle", 1000)[2] for _ in range(5))
-        attach = [_worker(region.name, 0) for _ in range(9)]
-        say("attach", statistics.median(row[0] for row in attach), "ms")
-        looked = [_worker(region.name, COUNT) for _ in range(3)]
-        say("looking one of a million up", statistics.median(row[1] for row in looked), "us")
-        say(
-            "page tables of a worker that looked all up",
-            (statistics.median(row[2] for row in looked) - idle) / 1024,
-            "KiB beyond an idle one",
-        )
+        for n in range(count):
+            value[0] = n
+            region[f"object {n}"] = value
+        yield "place", (time.perf_counter() - started) / count
+        rounds = 3 if job.quick else 9
+        idle = statistics.median(_worker("idle", 1000)[2] for _ in range(3 if job.quick else 5))
+        yield "attach", statistics.median(_worker(region.name, 0)[0] for _ in range(rounds))
+        looked = [_worker(region.name, count) for _ in range(1 if job.quick else 3)]
+        yield "look", statistics.median(row[1] for row in looked)
+        yield "private", statistics.median(row[2] for row in looked) - idle
 
 
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    name="million",
+    title="a region of a million objects",
+    plan=plan,
+    measure=measure,
+    metrics={
+        "attach": Metric("s", "attach"),
+        "look": Metric("s", "looking one up"),
+        "place": Metric("s", "placing one"),
+        "private": Metric("B", "page tables of a worker that looked all up, beyond an idle one"),
+    },
+)

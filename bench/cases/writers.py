@@ -1,62 +1,87 @@
-"""Small puts and deletes by eight processes at once, beside one alone: contention must not cost throughput."""
+"""Small puts and deletes by several processes at once: contention must not cost throughput."""
 
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-import sharedregion as sr
-from sharedregion.bench.cases.report import say
+from sharedregion.bench.case import MIB, Case, Job, Lines, Metric, Sample, Setting
+from sharedregion.bench.ours import subject, unusable_reason
 
-SECONDS = 2.0
-ROUNDS = 3
+OURS = ("thp",)
+COUNTS = (1, 2, 4, 8)
 
 
-def _write(name: str, start: Any, results: Any, number: int) -> None:
+def plan(setting: Setting) -> list[Job]:
+    """One process, then more, in turn."""
+    counts = (1, 8) if setting.quick else COUNTS
+    seconds = 0.3 if setting.quick else 1.5
+    return [
+        Job(
+            CASE.name,
+            name,
+            {"processes": count},
+            rounds=1 if setting.quick else 3,
+            seconds=seconds + 0.6 + 0.15 * count,
+            cannot=unusable_reason(name, setting) if name in OURS else None,
+        )
+        for count in counts
+        for name in [*OURS, *setting.peers]
+    ]
+
+
+def _write(name: str, ticket: Any, seconds: float, start: Any, results: Any, number: int) -> None:
     value = np.arange(8.0)
-    key = f"writer {number}"
-    with sr.attach(name, writable=True) as region:
+    key = f"writer{number}"
+    peer = subject(name)
+    assert peer.join is not None
+    with peer.join(ticket) as store:
         start.wait()
-        count, until = 0, time.perf_counter() + SECONDS
-        while time.perf_counter() < until:
-            for _ in range(100):
-                region[key] = value
-                del region[key]
-            count += 100
-    results.put(count)
+        count, began = 0, time.perf_counter()
+        until = began + seconds
+        while (now := time.perf_counter()) < until:
+            for _ in range(20):
+                store.put(key, value)
+                store.delete(key)
+            count += 20
+        results.put(count / (now - began))
 
 
-def _rate(processes: int) -> float:
+def measure(job: Job) -> Iterator[Sample]:
+    """Pairs of put and delete a second, of all processes together."""
     context = multiprocessing.get_context("spawn")
-    with sr.create(size="64 MiB", backend="thp") as region:
+    processes = int(job.params["processes"])
+    peer = subject(job.subject)
+    assert peer.store is not None
+    seconds = 0.3 if job.quick else 1.5
+    with peer.store(64 * MIB, (job.prefix, job.folder)) as store:
         start, results = context.Barrier(processes), context.Queue()
         workers = [
-            context.Process(target=_write, args=(region.name, start, results, n)) for n in range(processes)
+            context.Process(target=_write, args=(job.subject, store.ticket, seconds, start, results, n))
+            for n in range(processes)
         ]
         for worker in workers:
             worker.start()
-        total = sum(results.get() for _ in workers)
+        rates = [results.get(timeout=60) for _ in workers]
         for worker in workers:
             worker.join()
-        region._check()
-        return total / SECONDS
+        yield "rate", sum(rates)
+        yield "least", min(rates)
 
 
-def main() -> None:
-    """Pairs of put and delete a second, in total."""
-    rates: dict[int, list[float]] = {1: [], 8: []}
-    for turn in range(ROUNDS):
-        for processes in (1, 8) if turn % 2 else (8, 1):
-            rates[processes].append(_rate(processes))
-    one, eight = statistics.median(rates[1]), statistics.median(rates[8])
-    say("one process", one, "pairs/s")
-    say("eight processes in total", eight, "pairs/s")
-    say("eight : one", eight / one, "times")
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    name="writers",
+    title="puts and deletes by processes at once, in all",
+    plan=plan,
+    measure=measure,
+    metrics={
+        "rate": Metric("/s", "pairs of put and delete", more=True),
+        "least": Metric("/s", "of the slowest process", more=True),
+    },
+    charts=(Lines("rate", "processes", "Pairs of put and delete a second, all processes together"),),
+    notes=("64 bytes; each process writes under a name of its own.",),
+)

@@ -20,6 +20,7 @@ __all__ = ["cli", "run"]
 #: Verb -> one line of help; the module of that name in this folder holds the function of that name.
 VERBS = {
     "backends": "what kinds of memory this machine offers, and what would enable the others",
+    "bench": "measure what sharing costs, beside every peer",
     "demo": "share arrays with worker processes and show what each one costs",
     "footprint": "page tables of processes or of a region's users",
     "ls": "regions that exist",

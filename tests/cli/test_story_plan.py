@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedregion import _story
+from sharedregion import _guardian, _story
 from sharedregion._kernel.cgroup import MemoryLimit
 from sharedregion._kernel.facts import Facts
 from sharedregion._kernel.sysfs import HugepagePool
@@ -75,7 +75,7 @@ def test_the_words_carry_the_figures() -> None:
 
 def test_changes_of_a_pool_are_undone_once_and_last() -> None:
     announced = b'["pool", 7, 300]\n["group", "/a"]\n["group", "/b"]\n["pool", 7, -200]\n["pool", 9, 5]\n["pool", 9, -5]\n'
-    assert [tuple(step) for step in _story._steps(announced)] == [
+    assert [tuple(step) for step in _guardian._steps(announced)] == [
         ("group", "/b"),
         ("group", "/a"),
         ("pool", 7, 100),
@@ -84,10 +84,10 @@ def test_changes_of_a_pool_are_undone_once_and_last() -> None:
 
 HOST = """
 import os, sys, signal
-from sharedregion import _story
-guardian = _story._Guardian(sys.argv[1])
+from sharedregion import _guardian
+guardian = _guardian.Guardian(sys.argv[1])
 guardian.announce("pool", 2 << 20, 40)
-_story._write(sys.argv[1] + "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", 140)
+_guardian.write(sys.argv[1] + "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", 140)
 print(guardian.pid, flush=True)
 signal.pause()
 """
@@ -119,7 +119,7 @@ def test_the_pool_is_given_back_when_the_host_is_killed(tmp_path: Path, number: 
 
 
 def test_clients_that_die_are_noticed_and_none_is_left() -> None:
-    guardian = _story._Guardian()
+    guardian = _guardian.Guardian()
     try:
         with _story._clients(guardian) as crew:
             first = crew.start(lambda: None)

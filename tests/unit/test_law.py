@@ -39,6 +39,7 @@ LEVELS = {
     "inventory": 6,
     "doctor": 6,
     "_demo": 6,
+    "_guardian": 6,
     "_story": 6,
     "integrations": 7,
     "cli": 8,
@@ -54,7 +55,7 @@ ONLY = {
     "_policy": {"errors", "_sizes", "_kernel"},
 }
 #: The public face may import all that it shows, and never what is imported only when asked for.
-FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_signals", "_story"}
+FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_guardian", "_signals", "_story"}
 HEAVY = ["click", "rich", "matplotlib", "torch", "pandas", "psutil", "sharedregion.cli", "sharedregion.bench"]
 
 

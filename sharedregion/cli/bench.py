@@ -1,0 +1,256 @@
+"""`sharedregion bench`: measurements beside every peer, as a table, JSON lines and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
+
+import click
+
+from sharedregion._sizes import format_size
+from sharedregion.cli import render
+from sharedregion.cli.options import size_option
+
+__all__ = ["bench"]
+
+
+def _names(kind: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
+    def check(_: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+        from sharedregion.bench import against, cases
+
+        known = cases.NAMES if kind == "case" else against.NAMES
+        for name in value:
+            if name not in known:
+                raise click.BadParameter(f"no {kind} {name!r}; there are {', '.join(known)}", param=param)
+        return tuple(dict.fromkeys(value))
+
+    return check
+
+
+@click.command()
+@click.argument("names", metavar="[CASE]...", nargs=-1, callback=_names("case"))
+@click.option(
+    "--against",
+    "peers",
+    metavar="PEER",
+    multiple=True,
+    callback=_names("peer"),
+    help="Only this peer; may be repeated. Otherwise all.",
+)
+@click.option(
+    "--quick", is_flag=True, help="Small sizes, few rounds, the peers that start at once: under a minute."
+)
+@click.option("--json", "out", metavar="FILE", help="Write each figure as a line of JSON, as it is measured.")
+@click.option("--report", "folder", metavar="DIR", help="Write a report with charts: DIR/index.html.")
+@click.option("--from", "stored", metavar="FILE", help="Measure nothing: take the results that --json wrote.")
+@click.option(
+    "--size", callback=size_option, metavar="SIZE", help="No case uses more than so many bytes of data."
+)
+@click.option("--list", "listing", is_flag=True, help="List cases and peers, and what is installed.")
+def bench(
+    names: tuple[str, ...],
+    peers: tuple[str, ...],
+    quick: bool,
+    out: str | None,
+    folder: str | None,
+    stored: str | None,
+    size: int | None,
+    listing: bool,
+) -> int:
+    """Measure what sharing memory costs, beside every peer. Without CASE: all of them.
+
+    Each subject runs in a fresh process. What is not installed, cannot do a case, fails or is killed
+    is a row of the table. Interrupted, it shows and keeps what it has, and undoes what it did.
+    """
+    from sharedregion.bench import records
+
+    if listing:
+        _list()
+        return 0
+    if stored is not None:
+        with open(stored, encoding="ascii") as file:
+            results = records.Results(records.read(file))
+        _show(results, names)
+        _report(results, folder)
+        return 0
+    return _measure(names, peers, quick, out, folder, size)
+
+
+def _measure(
+    names: tuple[str, ...],
+    peers: tuple[str, ...],
+    quick: bool,
+    out: str | None,
+    folder: str | None,
+    size: int | None,
+) -> int:
+    from sharedregion.bench import cases, machine, records, run
+
+    setting = run.setting(quick, peers, size)
+    chosen = names or cases.NAMES
+    jobs = run.plan(chosen, setting)
+    kept: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        file: IO[str] | None = None
+        if out is not None:
+            file = stack.enter_context(open(out, "w", encoding="ascii"))
+
+        def say(record: dict[str, Any]) -> None:
+            kept.append(record)
+            if file is not None:
+                records.write(file, record)
+
+        started, interrupted = time.monotonic(), False
+        try:
+            with _progress() as progress:
+                progress("making the host's memory ready", 0, 1)
+                most = max(
+                    (job.memory + (job.pool[0] * job.pool[1] if job.pool else 0) for job in jobs), default=0
+                )
+                room = machine.available() * 8 // 10
+                warmed = machine.warm(min(most, room, (1 << 30) if quick else room))
+                say(_head(chosen, quick, setting.peers, warmed))
+                run.run(jobs, say, progress)
+        except (KeyboardInterrupt, SystemExit):
+            interrupted = True
+        say(
+            {
+                "record": "end",
+                "complete": not interrupted,
+                "seconds": time.monotonic() - started,
+                "load": os.getloadavg(),
+            }
+        )
+    results = records.Results(kept)
+    _show(results, ())
+    _report(results, folder)
+    if interrupted:
+        render.note("sharedregion: interrupted; the figures above are those that were measured until then")
+        return 130
+    bad = [row for row in results.rows if row.status in ("failed", "killed")]
+    return 1 if bad or not any(row.figures for row in results.rows) else 0
+
+
+def _head(names: Sequence[str], quick: bool, peers: Sequence[str], warmed: dict[str, Any]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from sharedregion.bench import machine, records
+
+    return {
+        "record": "run",
+        "schema": records.SCHEMA,
+        "sharedregion": version("sharedregion"),
+        "command": ["sharedregion", "bench", *_arguments()],
+        "cases": list(names),
+        "peers": list(peers),
+        "quick": quick,
+        "machine": machine.describe(),
+        "warmed": warmed,
+    }
+
+
+def _arguments() -> list[str]:
+    arguments = sys.argv[1:]
+    return arguments[1:] if arguments[:1] == ["bench"] else arguments
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float, float], None]]:
+    """A line that moves, with the time left; on what is no terminal, a line for each new case."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def plain(what: str, done: float, total: float) -> None:
+            case = what.partition(":")[0]
+            if case and case not in seen:
+                seen.add(case)
+                render.note(f"... {case}")
+
+        yield plain
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1, left="")
+        started = time.monotonic()
+
+        def move(what: str, done: float, total: float) -> None:
+            # Estimates are for a plain machine; how far off they are shows on the way.
+            passed = time.monotonic() - started
+            pace = (passed + 2) / (done + 2)
+            left = max(0.0, total - done) * pace
+            words = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+            bar.update(
+                task,
+                description=render.printable(what),
+                total=total,
+                completed=done,
+                left=words if total > 1 else "",
+            )
+
+        yield move
+
+
+def _list() -> None:
+    from sharedregion.bench import against, cases
+    from sharedregion.bench.run import missing_peers
+
+    render.heading("Cases")
+    render.table(["case", "what"], [[name, cases.load(name).title] for name in cases.NAMES])
+    render.line()
+    render.heading("Peers")
+    missing = missing_peers(against.NAMES)
+    render.table(
+        ["peer", "what", "here"],
+        [
+            [
+                name,
+                against.load(name).title,
+                missing.get(name) or against.load(name).version() or "with Python",
+            ]
+            for name in against.NAMES
+        ],
+    )
+
+
+def _show(results: Any, names: Sequence[str]) -> None:
+    from sharedregion.bench import cases, tables
+
+    for name in names or results.cases:
+        case = cases.load(name)
+        table = tables.of(case, results)
+        render.line()
+        render.heading(f"{name}: {case.title}")
+        render.table(table.columns, table.rows, right=table.right)
+        for note in tables.notes(case, results):
+            render.line(note)
+    if results.run:
+        render.line()
+        render.line(tables.machine_line(results.run))
+    verdicts = tables.budgets(results)
+    if verdicts:
+        render.line()
+        render.heading("Budgets")
+        render.table(["what", "budget", "measured", ""], verdicts, right=["budget", "measured"])
+
+
+def _report(results: Any, folder: str | None) -> None:
+    if folder is None:
+        return
+    from sharedregion.bench import report
+
+    path = report.write(results, folder)
+    render.line()
+    render.line(f"report: {path} ({format_size(os.path.getsize(path))})")
