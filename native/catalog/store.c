@@ -99,7 +99,7 @@ static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
 int sr_limbo__flush(struct sr_region *r, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    uint32_t left = s->st_entries_high;
+    uint32_t left = (uint32_t)sr_min(s->st_entries_high, sr_entries_limit(r->head.hd_gens));
     for (uint32_t n = s->st_limbo, next; n != 0; n = next) {
         if (!sr_entry_ok(r, n) || left-- == 0 || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_LIMBO)
             return bad(r, e, "the list of withdrawn objects");
@@ -482,7 +482,8 @@ void sr_catalog_stats(struct sr_region *r, struct sr_stats *out)
         .recoveries = s->st_recoveries,
         .flags = atomic_load(&s->st_flags),
     };
-    out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
+    /* An onlooker has no copy of the commit map, and believes no number that makes a loop long. */
+    if (!r->onlooker) out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
     uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
     for (uint32_t n = 0; n < high; n++) out->members += sr_rows_held(r, n, 1) > 0;
     uint32_t left = s->st_entries_high;

@@ -19,11 +19,12 @@ static PyObject *native_reclaim(PyObject *module, PyObject *args)
     (void)module;
     const char *name;
     int look = 0;
-    if (!PyArg_ParseTuple(args, "s|p", &name, &look)) return NULL;
+    unsigned long owner = SR_NO_OWNER;
+    if (!PyArg_ParseTuple(args, "s|pk", &name, &look, &owner)) return NULL;
     struct sr_error e = {0};
     int got;
     Py_BEGIN_ALLOW_THREADS
-    got = sr_region_reclaim(name, look, &e);
+    got = sr_region_reclaim_of(name, (uint32_t)owner, look, &e);
     Py_END_ALLOW_THREADS
     return got < 0 ? srp_raise(&e) : PyBool_FromLong(got);
 }
@@ -34,8 +35,9 @@ static PyObject *native_remove_half_made(PyObject *module, PyObject *args)
     (void)module;
     const char *name;
     unsigned generation;
-    if (!PyArg_ParseTuple(args, "sI", &name, &generation)) return NULL;
-    return PyBool_FromLong(sr_region_remove_half_made(name, generation) == 1);
+    int look = 0;
+    if (!PyArg_ParseTuple(args, "sI|p", &name, &generation, &look)) return NULL;
+    return PyBool_FromLong(sr_region_remove_half_made(name, generation, look) == 1);
 }
 
 static PyObject *native_peek(PyObject *module, PyObject *args)
@@ -53,6 +55,21 @@ static PyObject *native_peek(PyObject *module, PyObject *args)
                          "created_ns", (unsigned long long)h.hd_created_ns, "live", live ? Py_True : Py_False, "files",
                          (unsigned long long)h.hd_data_dev, (unsigned long long)h.hd_data_ino, (unsigned long long)h.hd_members_dev,
                          (unsigned long long)h.hd_members_ino);
+}
+
+/* remove_leftover(file, look) -> whether it is nobody's (and now gone, unless look) */
+static PyObject *native_remove_leftover(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *file;
+    int look;
+    if (!PyArg_ParseTuple(args, "sp", &file, &look)) return NULL;
+    if (strchr(file, '/')) return PyErr_Format(PyExc_ValueError, "a file of " SR_SHM_DIR ", not a path");
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_region_remove_leftover(file, look);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(got);
 }
 
 static PyObject *native_check_name(PyObject *module, PyObject *name)
@@ -128,6 +145,7 @@ static PyMethodDef functions[] = {
     {"unlink", native_unlink, METH_VARARGS, NULL},
     {"reclaim", native_reclaim, METH_VARARGS, NULL},
     {"remove_half_made", native_remove_half_made, METH_VARARGS, NULL},
+    {"remove_leftover", native_remove_leftover, METH_VARARGS, NULL},
     {"peek", native_peek, METH_VARARGS, NULL},
     {"check_name", native_check_name, METH_O, NULL},
     {"locate", srp_locate, METH_VARARGS, NULL},
@@ -147,7 +165,7 @@ static int fill(PyObject *module)
     if (srp_errors_init() < 0 || srp_arrays_init() < 0) return -1;
     if (add_type(module, &srp_types.region, srp_region_type()) < 0 || add_type(module, &srp_types.pin, srp_pin_type()) < 0 ||
         add_type(module, &srp_types.draft, srp_draft_type()) < 0 || add_type(module, &srp_types.segment, srp_segment_type()) < 0 ||
-        add_type(module, &srp_types.mapping, srp_mapping_type()) < 0)
+        add_type(module, &srp_types.mapping, srp_mapping_type()) < 0 || add_type(module, &srp_types.onlooker, srp_onlooker_type()) < 0)
         return -1;
     const struct { const char *name; long value; } numbers[] = {
         {"FORMAT_VERSION", SR_FORMAT_VERSION}, {"NAME_MAX", SR_REGION_NAME_MAX}, {"OBJECT_NAME_MAX", SR_OBJECT_NAME_MAX},

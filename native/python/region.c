@@ -286,12 +286,6 @@ static int region_contains(PyObject *object, PyObject *key)
     return 1;
 }
 
-static PyObject *found_tuple(const struct sr_found *f)
-{
-    return Py_BuildValue("(s#iiy#KKKII)", f->text, (Py_ssize_t)f->name_len, f->type, f->flags, f->text + f->name_len, (Py_ssize_t)f->meta_len,
-                         (unsigned long long)f->len, (unsigned long long)f->seq, (unsigned long long)f->version, f->entry, f->block);
-}
-
 /* _info(name) -> (name, type, flags, meta, nbytes, seq, version, entry, block) */
 static PyObject *region_info(PyObject *object, PyObject *key)
 {
@@ -301,7 +295,7 @@ static PyObject *region_info(PyObject *object, PyObject *key)
     if (name == NULL) return NULL;
     struct sr_error e;
     struct sr_found f;
-    return sr_catalog_get(r, name, (size_t)len, false, &f, &e) < 0 ? srp_raise(&e) : found_tuple(&f);
+    return sr_catalog_get(r, name, (size_t)len, false, &f, &e) < 0 ? srp_raise(&e) : srp_found_tuple(&f);
 }
 
 /* _list() -> [_info(...), ...], unordered */
@@ -309,24 +303,7 @@ static PyObject *region_list(PyObject *object, PyObject *unused)
 {
     (void)unused;
     struct sr_region *r = srp_open((srp_region *)object);
-    PyObject *list = r ? PyList_New(0) : NULL;
-    if (list == NULL) return NULL;
-    struct sr_error e = {0};
-    struct sr_found f;
-    uint32_t cursor = 0;
-    int got;
-    while ((got = sr_catalog_next(r, &cursor, &f, &e)) == 0) {
-        PyObject *item = found_tuple(&f);
-        if (item == NULL || PyList_Append(list, item) < 0) {
-            Py_XDECREF(item);
-            Py_DECREF(list);
-            return NULL;
-        }
-        Py_DECREF(item);
-    }
-    if (got == SR_E_NO_OBJECT) return list;
-    Py_DECREF(list);
-    return srp_raise(&e);
+    return r ? srp_objects(r) : NULL;
 }
 
 /* --- writing ---------------------------------------------------------------------------------- */
@@ -521,25 +498,7 @@ static PyObject *region_members(PyObject *object, PyObject *unused)
 {
     (void)unused;
     struct sr_region *r = srp_open((srp_region *)object);
-    PyObject *list = r ? PyList_New(0) : NULL;
-    if (list == NULL) return NULL;
-    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
-    for (uint32_t n = 0; n < high; n++) {
-        if (sr_rows_held(r, n, 1) == 0 || !sr_rows_ok(r, n + 1)) continue;
-        struct sr_row *row = sr_row(r, n);
-        uint32_t pins = 0, pins_high = atomic_load(&row->row_pins_high);
-        for (uint32_t k = 0; k < sr_min(pins_high, SR_ROW_PINS); k++) pins += atomic_load(&row->row_pins[k]) != 0;
-        PyObject *item = Py_BuildValue("(IIIOKI)", n, row->row_pid, row->row_uid,
-                                       atomic_load(&row->row_access) == SR_ROW_WRITER ? Py_True : Py_False,
-                                       (unsigned long long)row->row_joined_ns, pins);
-        if (item == NULL || PyList_Append(list, item) < 0) {
-            Py_XDECREF(item);
-            Py_DECREF(list);
-            return NULL;
-        }
-        Py_DECREF(item);
-    }
-    return list;
+    return r ? srp_members(r) : NULL;
 }
 
 static PyObject *region_head(PyObject *object, PyObject *unused)

@@ -14,7 +14,7 @@
 
 /* One per process: the module is not made for subinterpreters. */
 struct srp_types {
-    PyTypeObject *region, *pin, *draft, *segment, *mapping;
+    PyTypeObject *region, *pin, *draft, *segment, *mapping, *onlooker;
 };
 extern struct srp_types srp_types;
 
@@ -53,6 +53,16 @@ void srp_region_pin_dropped(srp_region *region);
 void srp_settle(void);
 /* Whether the address lies in the data segment of a region that is mapped here. */
 bool srp_region_maps(const void *at);
+
+/* (name, type, flags, meta, nbytes, seq, version, entry, block) */
+PyObject *srp_found_tuple(const struct sr_found *f);
+/* [found tuple, ...] of all objects, unordered */
+PyObject *srp_objects(struct sr_region *r);
+/* [(row, pid, uid, writer, joined_ns, pins), ...] of the living */
+PyObject *srp_members(struct sr_region *r);
+
+/* onlooker.c */
+PyTypeObject *srp_onlooker_type(void);
 
 /* pin.c */
 PyTypeObject *srp_pin_type(void);

@@ -194,7 +194,7 @@ static int link_segment(int dir, int fd, const struct sr_region *r, enum sr_segm
     if (got != -EEXIST) return got;
     /* Our members have their name, and members are linked before data: such data is nobody's. */
     if (segment == SR_SEGMENT_DATA) sr_sys->unlinkat(dir, file, 0);
-    else if (sr_region__remove_half_made(dir, r->name, r->head.hd_generation) != 1) return -EEXIST;
+    else if (sr_region__remove_half_made(dir, r->name, r->head.hd_generation, false) != 1) return -EEXIST;
     return sr_sys_shm_link(fd, dir, file);
 }
 

@@ -46,6 +46,7 @@ struct sr_region {
     const struct sr_backend *backend;
     bool writable;
     bool open;
+    bool onlooker;               /* no member: catalog and members are copies (onlook.c)    */
     /* Mapped small at first, whole when more is needed (view.c): small mappings fit between others
      * and cost a worker no page table of their own. Old ones stay until the end: pointers live. */
     struct sr_map catalog, members, data;
@@ -91,11 +92,24 @@ int sr_region_unlink(const char *name, uint32_t owner, struct sr_error *e);
 /* Remove what is left of a region that no living process holds; 1 if something was removed. With
  * `look`, only say whether there is something. */
 int sr_region_reclaim(const char *name, bool look, struct sr_error *e);
-/* Segments of that name and generation that have no catalog and no living maker: 1 if removed. */
-int sr_region_remove_half_made(const char *name, uint32_t generation);
+/* The same for a region of the user `owner`, for root. */
+int sr_region_reclaim_of(const char *name, uint32_t owner, bool look, struct sr_error *e);
+/* Segments of that name and generation that no catalog speaks of and no living process holds: 1 if
+ * removed, or with `look` if that could be done. */
+int sr_region_remove_half_made(const char *name, uint32_t generation, bool look);
 /* The head of a region, checked, without joining it. *live: whether any member lives. */
 int sr_region_peek(const char *name, struct sr_head *head, bool *live, struct sr_error *e);
 int sr_region_check_name(const char *name, size_t len, struct sr_error *e);
+
+/* Look at a region, whoever it belongs to, without joining it: a handle over copies, for sr_catalog_next,
+ * sr_catalog_stats, rows and liveness, and for nothing else (onlook.c). */
+int sr_region_look(struct sr_region **out, const char *name, struct sr_error *e);
+void sr_region_look_away(struct sr_region *r);
+/* Bytes of memory behind the data segment now; -ENOENT where it has no name to be asked by. */
+int sr_region_backed(const struct sr_region *r, uint64_t *bytes);
+/* What somebody killed in the middle of a `replace`, or a keeper, left in SR_SHM_DIR under `file`
+ * ("sharedregion.ID.new", "sharedregion.ID.keeper"): 1 if it is nobody's, and removed unless `look`. */
+int sr_region_remove_leftover(const char *file, bool look);
 
 /* --- parts ------------------------------------------------------------------------------------ */
 

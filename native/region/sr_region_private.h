@@ -26,6 +26,10 @@ void sr_region__close_own(int *fd, uint64_t dev, uint64_t ino);
 /* view.c: the first, small mappings of catalog and members. */
 int sr_region__view(struct sr_region *r, struct sr_error *e);
 
+/* onlook.c: an onlooker's view grows by copying. */
+bool sr_region__copy_gens(struct sr_region *r, unsigned from, unsigned until);
+bool sr_region__copy_rows(struct sr_region *r, uint32_t from, uint32_t until);
+
 /* segment.c */
 int sr_region__open_dir(struct sr_error *e);
 /* A checked head; SR_E_NOT_FOUND, SR_E_DENIED, SR_E_CORRUPT. Returns the catalog's descriptor. */
@@ -50,7 +54,8 @@ void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head
 int sr_region__lock_name(int dir, const char *region, bool alone);
 /* Remove the names that are this generation's, the catalog's first. -errno of the catalog's. */
 int sr_region__remove_names(int dir, const struct sr_head *head);
-/* Segments of `name` and `generation` without a catalog, whose maker died: 1 if removed. */
-int sr_region__remove_half_made(int dir, const char *name, uint32_t generation);
+/* Segments of `name` and `generation` that no catalog speaks of and no living process holds: 1 if
+ * removed, or with `look` if that could be done. */
+int sr_region__remove_half_made(int dir, const char *name, uint32_t generation, bool look);
 
 #endif

@@ -42,7 +42,11 @@ bool sr_view_gens(struct sr_region *r, unsigned gens)
 {
     pthread_mutex_lock(&r->growth);
     bool ok = gens <= atomic_load(&r->mapped_gens);
-    if (!ok && r->small_catalog.at == NULL && whole(sr_region__catalog_fd(r), r->head.hd_catalog_size, r->writable, &r->catalog, &r->small_catalog)) {
+    if (!ok && r->onlooker) {
+        ok = sr_region__copy_gens(r, atomic_load(&r->mapped_gens), gens);
+        if (ok) atomic_store(&r->mapped_gens, gens);
+    }
+    if (!ok && !r->onlooker && r->small_catalog.at == NULL && whole(sr_region__catalog_fd(r), r->head.hd_catalog_size, r->writable, &r->catalog, &r->small_catalog)) {
         atomic_store(&r->mapped_gens, r->head.hd_gens);
         ok = true;
     }
@@ -54,7 +58,11 @@ bool sr_view_rows(struct sr_region *r, uint32_t rows)
 {
     pthread_mutex_lock(&r->growth);
     bool ok = rows <= atomic_load(&r->mapped_rows);
-    if (!ok && r->small_members.at == NULL && whole(sr_region__members_fd(r), rows_length(r->head.hd_rows), true, &r->members, &r->small_members)) {
+    if (!ok && r->onlooker) {
+        ok = sr_region__copy_rows(r, atomic_load(&r->mapped_rows), rows);
+        if (ok) atomic_store(&r->mapped_rows, rows);
+    }
+    if (!ok && !r->onlooker && r->small_members.at == NULL && whole(sr_region__members_fd(r), rows_length(r->head.hd_rows), true, &r->members, &r->small_members)) {
         atomic_store(&r->mapped_rows, r->head.hd_rows);
         ok = true;
     }

@@ -23,7 +23,9 @@ VERBS = {
     "bench": "measure what sharing costs, beside every peer",
     "demo": "share arrays with worker processes and show what each one costs",
     "footprint": "page tables of processes or of a region's users",
-    "ls": "regions that exist",
+    "gc": "reclaim what no living process holds",
+    "ls": "regions that exist, or the objects of one",
+    "ps": "processes that have a region open",
     "unlink": "remove regions by name",
 }
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,7 @@ from sharedregion._sizes import format_size
 from sharedregion.errors import SharedRegionError
 
 __all__ = [
+    "age",
     "amount",
     "command",
     "duration",
@@ -82,25 +85,67 @@ def command(text: str) -> None:
     sys.stdout.write("  " + printable(text) + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
-    """A table; the columns named in `right` hold numbers."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Iterable[str] = (),
+    *,
+    optional: Sequence[str] = (),
+    styles: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """A table; the columns named in `right` hold numbers.
+
+    Where it is wider than the terminal, `optional` columns are left out, the first of them first, and a
+    line says which. `styles` gives cells of that text a style, on terminals.
+    """
     aligned = set(right)
+    console = _console()
+    # A file or a pipe has no width: whole lines, unless someone says how wide to be.
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 400
+    columns, rows, hidden = _fitting(columns, [list(row) for row in rows], optional, console.width)
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in columns:
         number = name in aligned
         shown.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(printable(cell)) for cell in row))
-    console = _console()
+        shown.add_row(*(Text(printable(cell), style=styles.get(cell, "")) for cell in row))
     if console.is_terminal:
         console.print(shown)
+        if hidden:
+            note(f"left out for want of room: {', '.join(hidden)} (--json has all)")
         return
-    # A file or a pipe has no width: whole lines, unless someone says how wide to be.
-    if "COLUMNS" not in os.environ:
-        console.width = 400
     with console.capture() as capture:
         console.print(shown)
     sys.stdout.write("".join(text.rstrip() + "\n" for text in capture.get().splitlines()))
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str], width: int
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Columns and rows that fit, and the names of the columns that had to go."""
+    wide = {
+        name: max([cell_len(name), *(cell_len(printable(row[i])) for row in rows)])
+        for i, name in enumerate(columns)
+    }
+    hidden: list[str] = []
+    for name in optional:
+        if sum(wide.values()) + 2 * (len(wide) - 1) <= width:
+            break
+        if wide.pop(name, None) is not None:
+            hidden.append(name)
+    kept = [i for i, name in enumerate(columns) if name in wide]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], hidden
+
+
+def age(seconds: float | None) -> str:
+    """How long ago, for a table cell: one unit."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"
 
 
 def amount(size: float | None) -> str:
