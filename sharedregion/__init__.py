@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sharedregion import errors
 from sharedregion.errors import (
     BackendUnavailable,
+    FrameworkMissing,
     NotPlaceable,
     ObjectNotFound,
     ReadOnlyRegion,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "Footprint",
+    "FrameworkMissing",
     "Member",
     "NotPlaceable",
     "ObjectNotFound",

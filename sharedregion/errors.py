@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "BackendUnavailable",
+    "FrameworkMissing",
     "NotPlaceable",
     "ObjectNotFound",
     "ReadOnlyRegion",
@@ -145,3 +146,9 @@ class RegionTimeout(SharedRegionError, TimeoutError):
 
 class ToolError(SharedRegionError, RuntimeError):
     """A helper process of this library is missing, was killed, or answered nonsense."""
+
+
+class FrameworkMissing(SharedRegionError, ImportError):
+    """A framework that was asked for is not installed, or too old; the text says which version is needed."""
+
+    default_errno = _errno.ENOPKG

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sharedregion import _native, codecs
 from sharedregion._sizes import format_size, parse_size
-from sharedregion.codecs import pickled
 from sharedregion.errors import (
     BackendUnavailable,
     RegionCorrupt,
@@ -258,8 +257,9 @@ def share(value: Any, *, backend: str = "auto") -> Any:
     arrays travel as references of less than 300 bytes. The memory is gone with the last holder.
     """
     codec = codecs.codec_for(value)
-    if codec is pickled:
-        value = pickled.prepare(value)
+    prepare = getattr(codec, "prepare", None)
+    if prepare is not None:
+        value = prepare(value)
     with create(size=max(codec.size_of(value), 1) + PAGE, backend=backend) as region:
         codec.place(region, "value", value, 0)
         return region["value"]

@@ -12,24 +12,19 @@ all the same, the claimer gets ObjectNotFound, never another object's bytes.
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedregion import _native
+from sharedregion import _native, awaiting
 from sharedregion.errors import ObjectNotFound, RegionClosed, RegionNotFound
 
 if TYPE_CHECKING:
     from sharedregion.region import Region
 
-__all__ = ["Reference", "attach_same", "claim", "register", "remember"]
+__all__ = ["Reference", "attach_same", "claim", "reduce", "register", "remember"]
 
 Array = NDArray[Any]
 
@@ -45,75 +40,38 @@ def remember(region: Region) -> None:
     register()
 
 
-_PICKLER = "multiprocessing.reduction"
-
-
-class _Awaiting:
-    """Teaches the pickler when it is imported: importing it for every worker would take longer than attaching.
-
-    Finder and loader by their methods; the abstract classes would import what a worker does not need.
-    """
-
-    _loader: Any
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _PICKLER:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        self._loader = spec.loader
-        spec.loader = cast(Any, self)
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _teach(module)
-
-
 def _teach(module: Any) -> None:
-    _native.set_reducer(_reduce)
+    _native.set_reducer(reduce)
     module.ForkingPickler.register(np.ndarray, _native.reduce)
+    awaiting.teach()
 
 
 _registered = False
 
 
 def register() -> None:
-    """Teach ForkingPickler, now or when it is first imported. Idempotent."""
+    """Teach ForkingPickler, now or when it is first imported, and frameworks likewise. Idempotent."""
     global _registered
     if _registered:
         return
     _registered = True
-    module = sys.modules.get(_PICKLER)
-    if module is not None and hasattr(module, "ForkingPickler"):
-        _teach(module)
-    else:
-        sys.meta_path.insert(0, _Awaiting())
+    awaiting.when_imported("multiprocessing.reduction", _teach)
+    awaiting.await_frameworks()
 
 
-def _reduce(array: Array) -> Any:
+def reduce(array: Array) -> Any:
     """What to send for an array that lies in a region; None if it reaches beyond one object."""
     low, high = np.lib.array_utils.byte_bounds(array)
     found = _native.locate(low, high - low)
     if found is None or array.dtype.hasobject:
         return None
-    handle, entry, seq, block, offset, _ = found
+    handle, entry, seq, block, offset, flags = found
     row = handle._ticket(block)
     head = handle._head()
     start = array.__array_interface__["data"][0] - low + offset
     dtype: Any = array.dtype.str if array.dtype.fields is None else array.dtype
-    writable = bool(array.flags.writeable)
+    # A tensor's array says that it is writable, whatever it looks at.
+    writable = bool(array.flags.writeable and flags & _native.MUTABLE and handle.writable)
     what = (entry, seq, block, row, start, dtype, array.shape, array.strides, writable)
     return claim, (head["name"], head["id"], head["uid"], what)
 

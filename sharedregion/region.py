@@ -105,12 +105,33 @@ class Region(_native.RegionHandle):
             codec = pickled
         return codec.place(self, name, value, _native.MUTABLE if mutable else 0)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The object, or `default` if there is none of that name."""
+    def get(self, name: str, default: Any = None, *, copy_on_write: bool = False) -> Any:
+        """The object, or `default` if there is none of that name.
+
+        With `copy_on_write` it is a view that may be written to: pages are shared until this process
+        writes to one, which is then its own (on hugetlb a whole huge page, promised at once: RegionFull
+        if the pool has none left, and a forked child has no such promise). Nobody else sees what is
+        written; sent to another process, the data goes, not a reference. Raises RegionFull, RegionLost.
+        """
         try:
-            return self[name]
+            return self._get_private(name) if copy_on_write else self[name]
         except ObjectNotFound:
             return default
+
+    def _get_private(self, name: str) -> Any:
+        while True:
+            info = self._info(name)
+            try:
+                pin = self._get_exact(info[7], info[5])
+            except ObjectNotFound:
+                continue  # Replaced between the two looks.
+            try:
+                view = pin._private()
+            except RegionFull as error:
+                raise RegionFull(
+                    error.message, "take a copy of the object, or reserve more huge pages", error.errno
+                ) from None
+            return self._decode(info[1], info[2], info[3], view, writable=True)
 
     def pop(self, name: str, default: Any = _MISSING) -> Any:
         """The object, which is then deleted; it stays valid for who holds it."""
@@ -186,14 +207,22 @@ class Region(_native.RegionHandle):
         draft = self._begin(name, codecs.ndarray.NUMBER, _native.MUTABLE if mutable else 0, meta, nbytes)
         return draft, array_over(meta, draft, writable=True)
 
-    def _decode(self, kind: int, flags: int, meta: bytes, pin: _native.Pin) -> Any:
+    def _decode(
+        self,
+        kind: int,
+        flags: int,
+        meta: bytes,
+        pin: _native.Pin | _native.PrivateView,
+        *,
+        writable: bool = False,
+    ) -> Any:
         if kind == pickled.NUMBER and not self._allow_pickle:
             raise ReadOnlyRegion(
                 f"an object of region '{self.name}' is a pickle of user {self.uid}, and unpickling runs code of its maker",
                 "attach(..., allow_pickle=True) if you trust that user",
                 1,
             )
-        writable = bool(flags & _native.MUTABLE) and self.writable
+        writable = writable or (bool(flags & _native.MUTABLE) and self.writable)
         return codecs.codec_of(kind).read(meta, pin, writable=writable)
 
     def _check_writable(self, name: str) -> None:

@@ -60,3 +60,11 @@ int sr_backend__map(const struct sr_backend *b, int extra_flags, int fd, uint64_
     if (r == 0) return 0;
     return sr_fail(e, SR_E_UNAVAILABLE, r, "%llu bytes of address space could not be mapped", (unsigned long long)size);
 }
+
+int sr_backend__map_private(const struct sr_backend *b, int extra_flags, int fd, uint64_t at, uint64_t len,
+                            struct sr_map *map, struct sr_error *e)
+{
+    int r = sr_sys_map(map, len, b->page, PROT_READ | PROT_WRITE, MAP_PRIVATE | extra_flags, fd, (off_t)at);
+    if (r == 0) return 0;
+    return sr_fail(e, r == -ENOMEM ? SR_E_FULL : SR_E_UNAVAILABLE, r, "%llu bytes could not be mapped for copying on write", (unsigned long long)len);
+}

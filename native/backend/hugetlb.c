@@ -62,6 +62,19 @@ static int map_1g(int fd, uint64_t size, bool writable, struct sr_map *map, stru
     return sr_backend__map(&sr_backend_hugetlb_1g, MAP_NORESERVE, fd, size, writable, map, e);
 }
 
+/* No MAP_NORESERVE here: a page for each one that may be written to is promised now, or the answer is
+ * ENOMEM. Without the promise a write could find the pool empty, which is SIGBUS. The promise does
+ * not pass to a forked child (hugetlb_dup_vma_private, mm/hugetlb.c). */
+static int map_private_2m(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e)
+{
+    return sr_backend__map_private(&sr_backend_hugetlb_2m, 0, fd, at, len, map, e);
+}
+
+static int map_private_1g(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e)
+{
+    return sr_backend__map_private(&sr_backend_hugetlb_1g, 0, fd, at, len, map, e);
+}
+
 const struct sr_backend sr_backend_hugetlb_2m = {
     .kind = SR_KIND_HUGETLB_2M,
     .name = "hugetlb-2m",
@@ -74,6 +87,7 @@ const struct sr_backend sr_backend_hugetlb_2m = {
     .commit = commit,
     .punch = sr_backend__punch,
     .map = map_2m,
+    .map_private = map_private_2m,
 };
 
 const struct sr_backend sr_backend_hugetlb_1g = {
@@ -88,4 +102,5 @@ const struct sr_backend sr_backend_hugetlb_1g = {
     .commit = commit,
     .punch = sr_backend__punch,
     .map = map_1g,
+    .map_private = map_private_1g,
 };

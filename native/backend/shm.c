@@ -6,6 +6,8 @@
  */
 #include "sr_backend.h"
 
+#include <sys/mman.h>
+
 static int commit(int fd, const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e)
 {
     (void)map;
@@ -16,6 +18,12 @@ static int commit(int fd, const struct sr_map *map, uint64_t at, uint64_t len, s
 static int map_all(int fd, uint64_t size, bool writable, struct sr_map *map, struct sr_error *e)
 {
     return sr_backend__map(&sr_backend_shm, 0, fd, size, writable, map, e);
+}
+
+/* MAP_NORESERVE: memory is taken page by page as it is written to. */
+static int map_private(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e)
+{
+    return sr_backend__map_private(&sr_backend_shm, MAP_NORESERVE, fd, at, len, map, e);
 }
 
 const struct sr_backend sr_backend_shm = {
@@ -29,4 +37,5 @@ const struct sr_backend sr_backend_shm = {
     .commit = commit,
     .punch = sr_backend__punch,
     .map = map_all,
+    .map_private = map_private,
 };

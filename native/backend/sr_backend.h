@@ -50,6 +50,9 @@ struct sr_backend {
     /* Map all `size` bytes. `fd` is O_RDONLY for a read-only mapping: with a read-write
      * description the mapping could become writable, and Linux does not link its tables. */
     int (*map)(int fd, uint64_t size, bool writable, struct sr_map *map, struct sr_error *e);
+    /* Map [at, at + len), whole pages, so that it can be written to and what is written stays with
+     * this process. SR_E_FULL if that needs memory now which is not to be had. May be NULL. */
+    int (*map_private)(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e);
     /* Make the pages of [at, at + len) large again, where something split them. May be NULL. */
     int (*repair)(const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e);
 };
@@ -72,5 +75,7 @@ int sr_backend__commit_failed(int neg_errno, uint64_t len, struct sr_error *e);
 int sr_backend__punch(int fd, uint64_t at, uint64_t len, struct sr_error *e);
 int sr_backend__map(const struct sr_backend *b, int extra_flags, int fd, uint64_t size, bool writable,
                     struct sr_map *map, struct sr_error *e);
+int sr_backend__map_private(const struct sr_backend *b, int extra_flags, int fd, uint64_t at, uint64_t len,
+                            struct sr_map *map, struct sr_error *e);
 
 #endif

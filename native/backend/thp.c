@@ -51,6 +51,12 @@ static int map_all(int fd, uint64_t size, bool writable, struct sr_map *map, str
     return sr_backend__map(&sr_backend_thp, 0, fd, size, writable, map, e);
 }
 
+/* MAP_NORESERVE: memory is taken page by page as it is written to. */
+static int map_private(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e)
+{
+    return sr_backend__map_private(&sr_backend_thp, MAP_NORESERVE, fd, at, len, map, e);
+}
+
 static int repair(const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e)
 {
     for (uint64_t off = at; off < at + len; off += SR_LARGE_PAGE) {
@@ -71,5 +77,6 @@ const struct sr_backend sr_backend_thp = {
     .commit = commit,
     .punch = sr_backend__punch,
     .map = map_all,
+    .map_private = map_private,
     .repair = repair,
 };

@@ -165,7 +165,8 @@ static int fill(PyObject *module)
     if (srp_errors_init() < 0 || srp_arrays_init() < 0) return -1;
     if (add_type(module, &srp_types.region, srp_region_type()) < 0 || add_type(module, &srp_types.pin, srp_pin_type()) < 0 ||
         add_type(module, &srp_types.draft, srp_draft_type()) < 0 || add_type(module, &srp_types.segment, srp_segment_type()) < 0 ||
-        add_type(module, &srp_types.mapping, srp_mapping_type()) < 0 || add_type(module, &srp_types.onlooker, srp_onlooker_type()) < 0)
+        add_type(module, &srp_types.mapping, srp_mapping_type()) < 0 || add_type(module, &srp_types.onlooker, srp_onlooker_type()) < 0 ||
+        add_type(module, &srp_types.private_view, srp_private_view_type()) < 0)
         return -1;
     const struct { const char *name; long value; } numbers[] = {
         {"FORMAT_VERSION", SR_FORMAT_VERSION}, {"NAME_MAX", SR_REGION_NAME_MAX}, {"OBJECT_NAME_MAX", SR_OBJECT_NAME_MAX},

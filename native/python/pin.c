@@ -75,11 +75,17 @@ static PyGetSetDef pin_getset[] = {
     {0},
 };
 
+static PyMethodDef pin_methods[] = {
+    {"_private", srp_private_view_new, METH_NOARGS, NULL},
+    {0},
+};
+
 PyTypeObject *srp_pin_type(void)
 {
     static PyType_Slot slots[] = {
         {Py_tp_dealloc, pin_dealloc},
         {Py_tp_getset, pin_getset},
+        {Py_tp_methods, pin_methods},
         {Py_bf_getbuffer, pin_getbuffer},
         {0, NULL},
     };

@@ -14,7 +14,7 @@
 
 /* One per process: the module is not made for subinterpreters. */
 struct srp_types {
-    PyTypeObject *region, *pin, *draft, *segment, *mapping, *onlooker;
+    PyTypeObject *region, *pin, *draft, *segment, *mapping, *onlooker, *private_view;
 };
 extern struct srp_types srp_types;
 
@@ -69,6 +69,11 @@ PyTypeObject *srp_pin_type(void);
 /* Takes over one hold of f->block. On failure the hold is dropped. */
 PyObject *srp_pin_new(srp_region *region, const struct sr_found *f);
 PyObject *srp_locate(PyObject *module, PyObject *args);
+
+/* private.c */
+PyTypeObject *srp_private_view_type(void);
+/* pin._private() -> PrivateView */
+PyObject *srp_private_view_new(PyObject *pin, PyObject *unused);
 
 /* draft.c */
 PyTypeObject *srp_draft_type(void);

@@ -108,8 +108,7 @@ int sr_region__open_members(int dir, const struct sr_head *head)
     return sr_region__open_named(dir, head, SR_SEGMENT_MEMBERS, O_RDWR, head->hd_members_dev, head->hd_members_ino);
 }
 
-/* -errno; -ESTALE: the name has gone to another; -ECONNREFUSED or -ENOENT: no keeper. */
-static int open_data(int dir, const struct sr_head *head, uint32_t uid, bool writable)
+int sr_region__open_data(int dir, const struct sr_head *head, uint32_t uid, bool writable)
 {
     if (!(head->hd_flags & SR_HEAD_KEPT))
         return sr_region__open_named(dir, head, SR_SEGMENT_DATA, writable ? O_RDWR : O_RDONLY, head->hd_data_dev, head->hd_data_ino);
@@ -327,7 +326,7 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
             return sr_fail(e, SR_E_NOT_FOUND, -ENOENT, "there is no region '%s'", r->name);
         }
     }
-    r->data_fd = open_data(dir, &r->head, owner == SR_NO_OWNER ? sr_sys_uid() : owner, writable);
+    r->data_fd = sr_region__open_data(dir, &r->head, owner == SR_NO_OWNER ? sr_sys_uid() : owner, writable);
     if (r->data_fd < 0) {
         /* Gone together with its name: not lost, removed. */
         bool removed = sr_sys->fstat(r->catalog_fd, &st) == 0 && st.st_nlink == 0;

@@ -169,6 +169,11 @@ int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *
 /* Bytes of [off, off + len) that are not committed yet. */
 uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t len);
 
+/* Map [off, off + len) of the data segment, by whole pages, so that this process can write to it and
+ * nobody sees it; *skip is how far off lies in the mapping. The caller holds the block, and unmaps
+ * before it lets go. SR_E_FULL (hugetlb: no free pages), SR_E_LOST, SR_E_UNAVAILABLE. (private.c) */
+int sr_region_map_private(struct sr_region *r, sr_off off, uint64_t len, struct sr_map *map, uint64_t *skip, struct sr_error *e);
+
 /* --- members, pins, tickets (member.c) -------------------------------------------------------- */
 
 int sr_member_join(struct sr_region *r, struct sr_error *e);

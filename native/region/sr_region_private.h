@@ -37,6 +37,8 @@ int sr_region__open_catalog(int dir, const char *name, bool writable, uint32_t o
 /* The members segment that belongs to `head`, read-write; -ESTALE if the name has gone to another. */
 int sr_region__open_members(int dir, const struct sr_head *head);
 int sr_region__open_named(int dir, const struct sr_head *head, enum sr_segment segment, int flags, uint64_t dev, uint64_t ino);
+/* The data segment of `head`; -ESTALE: the name has gone to another; -ECONNREFUSED or -ENOENT: no keeper. */
+int sr_region__open_data(int dir, const struct sr_head *head, uint32_t uid, bool writable);
 struct sr_region *sr_region__new(const char *name, struct sr_error *e);
 void sr_region__free(struct sr_region *r);
 int sr_region__map_small(int fd, uint64_t len, bool writable, struct sr_map *map, struct sr_error *e);

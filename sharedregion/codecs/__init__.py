@@ -4,13 +4,15 @@ A codec turns a value into bytes of the data segment and a short description bes
 entry, and back into a value that looks at those bytes.
 
 To add a codec: take the next number (numbers are stored: never use one again), write a file with
-the functions of `Codec`, and list it in `_ORDER` below at its place; the first one that accepts a
-value takes it.
+the functions of `Codec`, and list it below. A codec for a framework's values is found by the name of
+the package that their type comes from, and loaded only then: whoever holds such a value has the
+framework loaded, and nobody else needs it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 from sharedregion.codecs import buffer, ndarray, pickled, text
 from sharedregion.errors import RegionCorrupt
@@ -48,18 +50,37 @@ class Codec(Protocol):
         ...
 
 
-_ORDER: tuple[Codec, ...] = (ndarray, text, buffer, pickled)
-_BY_NUMBER = {codec.NUMBER: codec for codec in _ORDER}
+_ORDER: tuple[Codec, ...] = (ndarray, text, buffer)
+_BY_NUMBER: dict[int, Codec] = {codec.NUMBER: codec for codec in (*_ORDER, pickled)}
+#: The first part of a type's module, and the codec for values from there.
+_FRAMEWORKS = {"torch": "tensor", "pyarrow": "arrow", "polars": "arrow", "pandas": "frames"}
+_FRAMEWORK_NUMBERS = {5: "tensor", 6: "arrow"}
+
+
+def _framework_codec(name: str) -> Codec:
+    return cast("Codec", import_module(f"sharedregion.codecs.{name}"))
 
 
 def codec_for(value: object) -> Codec:
     """The codec that takes `value`; the last one takes anything that can be pickled."""
-    return next(codec for codec in _ORDER if codec.accepts(value))
+    for codec in _ORDER:
+        if codec.accepts(value):
+            return codec
+    kind = type(value)
+    name = _FRAMEWORKS.get(kind.__module__.partition(".")[0])
+    if name is None and (hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "__arrow_c_array__")):
+        name = "arrow"
+    if name is not None and (codec := _framework_codec(name)).accepts(value):
+        return codec
+    return pickled
 
 
 def codec_of(number: int) -> Codec:
     """The codec of a stored number."""
-    try:
-        return _BY_NUMBER[number]
-    except KeyError:
-        raise RegionCorrupt(f"an object is of kind {number}, which this version does not know") from None
+    codec = _BY_NUMBER.get(number)
+    if codec is None:
+        name = _FRAMEWORK_NUMBERS.get(number)
+        if name is None:
+            raise RegionCorrupt(f"an object is of kind {number}, which this version does not know")
+        codec = _BY_NUMBER[number] = _framework_codec(name)
+    return codec

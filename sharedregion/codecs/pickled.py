@@ -8,15 +8,19 @@ The block:
      .  the pickle
      .  the buffers, each at a multiple of 64
 
-When the object is read, its arrays look at their buffers in the region, read-only and with no copy.
+When the object is read, its arrays look at their buffers in the region, with no copy. Tensors, which
+torch would write into the pickle itself, go the same way (REDUCERS).
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sharedregion import awaiting
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
 if TYPE_CHECKING:
@@ -24,6 +28,28 @@ if TYPE_CHECKING:
 
 NUMBER = 4
 _ALIGN = 64
+
+#: Types of frameworks whose own pickling would copy: (value, what this pickler has seen) -> what to pickle.
+REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {}
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, buffer_callback: Callable[[pickle.PickleBuffer], Any]) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._seen: dict[Any, Any] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        reduce = REDUCERS.get(type(value))
+        return NotImplemented if reduce is None else reduce(value, self._seen)
+
+
+def _dumps(value: object, buffer_callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
+    awaiting.teach()
+    if not REDUCERS:
+        return pickle.dumps(value, protocol=5, buffer_callback=buffer_callback)
+    file = io.BytesIO()
+    _Pickler(file, buffer_callback).dump(value)
+    return file.getvalue()
 
 
 class Prepared(NamedTuple):
@@ -39,8 +65,10 @@ def prepare(value: object) -> Prepared:
     """Pickle `value`, its buffers out of band. NotPlaceable if it cannot be pickled."""
     found: list[pickle.PickleBuffer] = []
     try:
-        body = pickle.dumps(value, protocol=5, buffer_callback=found.append)
+        body = _dumps(value, found.append)
         buffers = tuple(buffer.raw() for buffer in found)
+    except NotPlaceable:
+        raise
     except Exception as error:
         raise NotPlaceable(
             f"a {type(value).__name__} cannot be pickled: {error}",
@@ -86,7 +114,7 @@ def place(region: Place, name: str, value: object, flags: int) -> int:
 
 def read(meta: bytes, pin: Any, *, writable: bool) -> Any:
     """Unpickle; whether that may be done is the caller's decision."""
-    view = memoryview(pin).toreadonly()
+    view = memoryview(pin) if writable else memoryview(pin).toreadonly()
     try:
         count, length = struct.unpack_from("<QQ", view)
         if count > len(view) // 16:

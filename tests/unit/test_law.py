@@ -21,6 +21,7 @@ LEVELS = {
     "errors": 0,
     "_signals": 0,
     "_sizes": 0,
+    "_frameworks": 1,
     "_kernel": 1,
     "_policy": 2,
     "_native": 2,
@@ -29,6 +30,7 @@ LEVELS = {
     "opening": 3,
     "catalog": 3,
     "arrays": 3,
+    "awaiting": 3,
     "references": 3,
     "records": 3,
     "files": 3,
@@ -51,6 +53,7 @@ ONLY = {
     "errors": set(),
     "_signals": set(),
     "_sizes": set(),
+    "_frameworks": {"errors"},
     "_kernel": {"errors", "_kernel"},
     "_policy": {"errors", "_sizes", "_kernel"},
 }
