@@ -17,6 +17,7 @@ NAMES = (
     "million",
     "imports",
     "helper",
+    "postgresql",
 )
 
 

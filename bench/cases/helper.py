@@ -25,6 +25,14 @@ def plan(setting: Setting) -> list[Job]:
             memory=many * 2 * MIB,
             seconds=1 + many / 150,
         ),
+        Job(
+            CASE.name,
+            f"{many} processes, by mapping",
+            {"processes": many, "mappings": 1},
+            rounds=1 if setting.quick else 3,
+            memory=many * 2 * MIB,
+            seconds=1 + many / 150,
+        ),
     ]
 
 
@@ -51,7 +59,7 @@ def measure(job: Job) -> Iterator[Sample]:
         times, found = [], None
         for _ in range(3 if job.quick else 7):
             started = time.perf_counter()
-            found = sr.footprint(*pids)
+            found = sr.footprint(*pids, mappings="mappings" in job.params)
             times.append(time.perf_counter() - started)
         assert found is not None
         assert len(found.processes) == len(pids)

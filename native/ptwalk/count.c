@@ -21,7 +21,7 @@ struct slot {
     uint32_t last;           /* the memory that was last seen to reach it, plus 1 */
     int32_t share_count;     /* -1 unknown */
     uint8_t level;
-    bool doubtful, asked;
+    bool doubtful, asked, counted;
 };
 struct pt_table_set {
     struct slot *slot;
@@ -136,6 +136,15 @@ unsigned pt_table_sharers(const struct pt_table_set *set, const struct pt_link *
     return link->table & PT_LINK_GONE ? 1 : sharers(&set->slot[slot_of(set, pt_link_frame(link))]);
 }
 
+bool pt_table_first(struct pt_table_set *set, const struct pt_link *link)
+{
+    if (link->table & PT_LINK_GONE) return true;
+    struct slot *s = &set->slot[slot_of(set, pt_link_frame(link))];
+    bool first = !s->counted;
+    s->counted = true;
+    return first;
+}
+
 static int note_sharing(struct pt_found *found, const struct slot *s, size_t *cap)
 {
     if (s->share_count >= 0 && s->level == PT_PMD && (s->links > 1 || s->share_count > 0)) {
@@ -167,6 +176,7 @@ static void sum_memory(struct pt_table_set *set, struct pt_found *found, size_t 
         unsigned n = mem->processes;
         if (l->table & PT_LINK_GONE) {
             found->distinct += asked ? bytes : 0;
+            found->everyone += bytes;
         } else {
             struct slot *s = &set->slot[slot_of(set, pt_link_frame(l))];
             if (s->last == index + 1) continue;    /* a table that it reaches twice */
@@ -201,12 +211,14 @@ int pt_count(struct pt_machine *m, const struct pt_request *q, struct pt_found *
     for (size_t i = 0; r == 0 && i <= set.mask; i++) {
         struct slot *s = &set.slot[i];
         s->last = 0;
+        if (s->frame) found->everyone += s->level == PT_PGD ? found->pgd_bytes : SR_PAGE;
         if (s->frame == 0 || !s->asked) continue;
         found->distinct += s->level == PT_PGD ? found->pgd_bytes : SR_PAGE;
         if (m) r = note_sharing(found, s, &cap);
     }
     for (size_t i = 0; r == 0 && i < found->memories; i++) sum_memory(&set, found, i, asked[i]);
     if (r == 0 && q->region_count) r = pt_regions(m, q, found, &set);
+    if (r == 0 && q->mappings) r = pt_mappings(m, found, &set);
     free(asked);
     free(set.slot);
     return (int)r;

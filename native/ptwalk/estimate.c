@@ -131,6 +131,46 @@ static void read_name(int dir, struct pt_process *p)
     if (n > 0) memcpy(p->comm, comm, sr_min((uint64_t)n, sizeof p->comm - 1));
 }
 
+static bool is_number(const char *name)
+{
+    for (const char *c = name; *c; c++)
+        if (*c < '0' || *c > '9') return false;
+    return *name != '\0';
+}
+
+/* Another thread's folder, if the leader has ended (it has no memory then) and the process lives on. */
+static int open_thread(int dir, char *status, size_t cap, uint64_t *kib)
+{
+    alignas(8) char buffer[4096];
+    SR_FD task = sr_sys->openat(dir, "task", O_RDONLY | O_DIRECTORY, 0);
+    ssize_t n;
+    while (task >= 0 && (n = sr_sys->getdents(task, buffer, sizeof buffer)) > 0) {
+        for (ssize_t at = 0; at < n;) {
+            const struct dirent64 { uint64_t ino, off; uint16_t len; uint8_t type; char name[]; } *d = (const void *)(buffer + at);
+            at += d->len;
+            if (!is_number(d->name)) continue;
+            int thread = sr_sys->openat(task, d->name, O_PATH | O_DIRECTORY, 0);
+            if (thread < 0) continue;
+            if (sr_sys_read_text(thread, "status", status, cap) > 0 && status_field(status, "\nVmPTE:", kib)) return thread;
+            sr_sys->close(thread);
+        }
+    }
+    return -1;
+}
+
+/* Kernels before 6.10 have no Kthread: in status; the flags in stat have always told. */
+static bool is_kernel_thread(int dir, const char *status)
+{
+    char stat[512];
+    uint64_t flag = 0;
+    if (status_field(status, "\nKthread:", &flag)) return flag != 0;
+    if (sr_sys_read_text(dir, "stat", stat, sizeof stat) <= 0) return false;
+    /* "pid (name) state ppid pgrp session tty tpgid flags"; the name may hold parentheses itself. */
+    const char *at = strrchr(stat, ')');
+    for (int i = 0; at && i < 7; i++) at = strchr(at + 1, ' ');
+    return at && strtoull(at, NULL, 10) & 0x00200000;    /* PF_KTHREAD */
+}
+
 static int estimate_one(struct estimator *est, const struct pt_request *q, struct pt_found *found, struct pt_process *p)
 {
     char path[32], status[8192];
@@ -141,16 +181,19 @@ static int estimate_one(struct estimator *est, const struct pt_request *q, struc
         return 0;
     }
     read_name(dir, p);
-    uint64_t kib, flag;
-    if (!status_field(status, "\nVmPTE:", &kib)) {
-        p->state = status_field(status, "\nKthread:", &flag) && flag ? PT_KERNEL : PT_GONE;
+    uint64_t kib;
+    SR_FD thread = -1;
+    if (!status_field(status, "\nVmPTE:", &kib) && (thread = open_thread(dir, status, sizeof status, &kib)) < 0) {
+        p->state = is_kernel_thread(dir, status) ? PT_KERNEL : PT_GONE;
         return 0;
     }
-    SR_FD maps = sr_sys->openat(dir, "maps", O_RDONLY, 0);
-    SR_FD pagemap = strcmp(found->method, "pagemap") == 0 ? sr_sys->openat(dir, "pagemap", O_RDONLY, 0) : -1;
-    /* Of others the status would be readable, but nobody could check what it means. */
+    int from = thread >= 0 ? thread : dir;
+    SR_FD maps = sr_sys->openat(from, "maps", O_RDONLY, 0);
+    SR_FD pagemap = strcmp(found->method, "pagemap") == 0 ? sr_sys->openat(from, "pagemap", O_RDONLY, 0) : -1;
     if (maps < 0) {
         p->state = maps == -EACCES || maps == -EPERM ? PT_DENIED : PT_GONE;
+        /* What anyone may read is at least told in sum: tables, and the PGD that the count leaves out. */
+        if (p->state == PT_DENIED) found->denied_bytes += kib * SR_KIB + SR_PAGE;
         return 0;
     }
     struct pt_memory *mem = pt_found_memory(found, &p->memory);
@@ -158,7 +201,10 @@ static int estimate_one(struct estimator *est, const struct pt_request *q, struc
     mem->processes = 1;
     mem->kernel_bytes = kib * SR_KIB;
     p->state = PT_SEEN;
-    int r = pt_maps_read(maps, q, &mem->vma, &mem->vmas);
+    /* Without addresses (method "status") nothing can be said about mappings. */
+    bool named = q->mappings && p->asked && pagemap >= 0;
+    int r = pt_maps_read(maps, q, named ? &found->objects : NULL, &mem->vma, &mem->vmas);
+    mem->mapped = named && r == 0 && mem->vmas;
     if (r < 0 && r != -ENOMEM) {
         p->state = PT_GONE;
         return 0;

@@ -56,11 +56,12 @@ int pt_found_pids(const struct pt_request *q, struct pt_found *found)
     int *pids = NULL, own = q->image ? 0 : own_pid();
     size_t count = 0, asked = 0;
     int r = q->alone || q->image ? 0 : list_pids(&pids, &count);
+    if (r == 0 && q->mappings) r = pt_objects_init(&found->objects);
     /* Both lists are sorted: merge. */
     for (size_t i = 0; r == 0 && (i < count || asked < q->pid_count);) {
         bool take_asked = asked < q->pid_count && (i >= count || q->pids[asked] <= pids[i]);
         int pid = take_asked ? q->pids[asked] : pids[i];
-        if (i < count && pids[i] == pid) i++;
+        while (i < count && pids[i] == pid) i++;
         asked += take_asked;
         if (pid == own) continue;
         if (!PT_GROW(found->process, found->process_cap, found->processes)) {
@@ -88,15 +89,37 @@ void pt_found_deinit(struct pt_found *found)
     free(found->memory);
     free(found->process);
     free(found->sharing);
+    pt_objects_deinit(&found->objects);
     memset(found, 0, sizeof *found);
 }
 
-static int open_maps(int pid, int thread)
+/* plain: only if the caller could have opened them too. */
+static int open_maps(int pid, int thread, bool plain)
 {
     char path[64];
     if (pid == thread) snprintf(path, sizeof path, "/proc/%d/maps", pid);
     else snprintf(path, sizeof path, "/proc/%d/task/%d/maps", pid, thread);
-    return sr_sys->openat(AT_FDCWD, path, O_RDONLY, 0);
+    return plain ? pt_privilege_open_plain(path) : sr_sys->openat(AT_FDCWD, path, O_RDONLY, 0);
+}
+
+/* Names and addresses say more about a process than sizes do: with privilege that the caller lacks
+ * they are read only where the caller could (a process may hide them from its own user). */
+static int read_mappings(const struct pt_request *q, struct pt_found *found, struct pt_memory *mem, int maps, int pid, int thread)
+{
+    if (q->image || mem->mapped || (q->region_count == 0 && !q->mappings)) return 0;
+    SR_FD plain = q->own_only && q->mappings ? open_maps(pid, thread, true) : -1;
+    bool named = q->mappings && (!q->own_only || plain >= 0);
+    if (q->region_count == 0 && !named) return 0;
+    int r = pt_maps_read(maps, q, named ? &found->objects : NULL, &mem->vma, &mem->vmas);
+    mem->mapped = named && r == 0 && mem->vmas;
+    return r;
+}
+
+/* Where a memory ends, the next exec takes its place: an address alone says nothing about a process
+ * that was looked at before. */
+static bool same_memory(struct pt_machine *m, const struct pt_memory *mem, const struct pt_task *t)
+{
+    return mem->mm == t->mm && mem->pgd == t->pgd && pt_task_still(m, mem->task, mem->mm);
 }
 
 /* One process. The open maps file keeps its mm_struct and PGD from being freed, and is what the
@@ -111,17 +134,20 @@ static int look_at(struct pt_machine *m, const struct pt_request *q, struct pt_f
         memcpy(p->comm, t->comm, sizeof p->comm);
         p->state = !t->found ? PT_GONE : t->kernel ? PT_KERNEL : q->own_only && t->foreign ? PT_DENIED : t->mm == 0 ? PT_GONE : PT_SEEN;
         if (p->state != PT_SEEN) return 0;
-        SR_FD maps = q->image ? -1 : open_maps(p->pid, t->thread);
+        SR_FD maps = q->image ? -1 : open_maps(p->pid, t->thread, false);
         if (!q->image && maps < 0) {
             p->state = maps == -EACCES || maps == -EPERM ? PT_DENIED : PT_GONE;
             if (p->state == PT_DENIED) return 0;
             continue;
         }
         for (p->memory = 0; p->memory < found->memories; p->memory++)
-            if (found->memory[p->memory].mm == t->mm) break;
+            if (same_memory(m, &found->memory[p->memory], t)) break;
         if (p->memory < found->memories) {
-            found->memory[p->memory].processes++;
-            return 0;
+            struct pt_memory *mem = &found->memory[p->memory];
+            mem->processes++;
+            if (mem->vmas || !(p->asked || q->region_count)) return 0;
+            int r = read_mappings(q, found, mem, maps, p->pid, t->thread);
+            return r == -ENOMEM ? r : 0;
         }
         struct pt_memory *mem = pt_found_memory(found, &p->memory);
         if (mem == NULL) return -ENOMEM;
@@ -129,7 +155,7 @@ static int look_at(struct pt_machine *m, const struct pt_request *q, struct pt_f
         mem->pgd = t->pgd;
         mem->task = t->task;
         int r = pt_walk(m, mem, q->leaves);
-        if (r == 1 && q->region_count && !q->image && (r = pt_maps_read(maps, q, &mem->vma, &mem->vmas)) == 0) r = 1;
+        if (r == 1 && (p->asked || q->region_count) && (r = read_mappings(q, found, mem, maps, p->pid, t->thread)) == 0) r = 1;
         if (r == 1) {
             mem->processes = 1;
             return 0;

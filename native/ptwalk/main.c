@@ -1,6 +1,6 @@
 /* sharedregion-ptwalk: which page tables each process reaches, and which of them others reach too.
  *
- *   sharedregion-ptwalk [--leaves] [--alone] [--method walk|pagemap|status]
+ *   sharedregion-ptwalk [--leaves] [--mappings] [--alone] [--method walk|pagemap|status]
  *                       [--region NAME=MAJOR:MINOR:INODE]... [PID]...
  *   sharedregion-ptwalk --version
  *
@@ -20,7 +20,7 @@
 enum { PIDS_MAX = 1 << 22, REGIONS_MAX = 4096 };
 
 static const char usage[] =
-    "usage: sharedregion-ptwalk [--leaves] [--alone] [--method walk|pagemap|status]\n"
+    "usage: sharedregion-ptwalk [--leaves] [--mappings] [--alone] [--method walk|pagemap|status]\n"
     "                           [--region NAME=MAJOR:MINOR:INODE]... [PID]...\n"
     "       sharedregion-ptwalk --version\n";
 
@@ -106,6 +106,8 @@ static int read_arguments(struct options *o, int argc, char **argv, bool elevate
             o->version = true;
         } else if (strcmp(a, "--leaves") == 0) {
             q->leaves = true;
+        } else if (strcmp(a, "--mappings") == 0) {
+            q->mappings = true;
         } else if (strcmp(a, "--alone") == 0) {
             q->alone = true;
         } else if (strcmp(a, "--isolation") == 0) {
@@ -182,8 +184,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "sharedregion-ptwalk: %s%s%s\n", e.what, e.sys_errno ? ": " : "", e.sys_errno ? strerror(e.sys_errno) : "");
         return 1;
     }
-    pt_report(&o.request, &found);
-    if (fflush(stdout) || ferror(stdout)) {
+    if (!pt_report(&o.request, &found) || fflush(stdout) || ferror(stdout)) {
         fprintf(stderr, "sharedregion-ptwalk: the answer could not be written\n");
         return 1;
     }

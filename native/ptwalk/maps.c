@@ -1,5 +1,6 @@
 /* maps: /proc/PID/maps, of which only the numbers are believed. What follows the inode is a name
- * that the process chose; a newline in it is written as \012 by the kernel, so lines are lines. */
+ * that the process chose, to be shown and nothing else; a newline in it is written as \012 by the
+ * kernel, so lines are lines. */
 #include "ptwalk.h"
 
 #include <errno.h>
@@ -40,7 +41,7 @@ static bool number(const char **at, const char *end, unsigned base, char stop, u
 }
 
 /* "7f00-7f10 rw-s 00000000 00:1f 1134 /name"; the line ends at `end`, where a blank is put. */
-static bool parse(const char *s, const char *end, struct pt_vma *v)
+static bool parse(const char *s, const char *end, struct pt_vma *v, const char **name)
 {
     uint64_t major, minor;
     if (!number(&s, end, 16, '-', &v->start) || !number(&s, end, 16, ' ', &v->end)) return false;
@@ -52,18 +53,37 @@ static bool parse(const char *s, const char *end, struct pt_vma *v)
         !number(&s, end, 10, ' ', &v->ino) || major > UINT32_MAX || minor > UINT32_MAX)
         return false;
     v->dev = major << 32 | minor;
+    while (s < end && *s == ' ') s++;
+    *name = s;
     return true;
 }
 
-static bool of_large_pages(int fd, const struct pt_vma *v)
+static uint64_t page_size(int fd, const struct pt_vma *v)
 {
     struct query query = {.size = sizeof query, .query_addr = v->start};
-    return sr_sys->ioctl(fd, QUERY, &query) >= 0 && query.vma_start == v->start && query.vma_page_size == SR_LARGE_PAGE;
+    return sr_sys->ioctl(fd, QUERY, &query) >= 0 && query.vma_start == v->start ? query.vma_page_size : SR_PAGE;
 }
 
-/* All VMAs, by address. Page sizes are asked for where they matter: in regions, and where a whole
- * GiB is shared. */
-int pt_maps_read(int fd, const struct pt_request *q, struct pt_vma **vmas, size_t *count)
+/* Page sizes are asked for where they matter: in regions, and where a whole GiB is shared; with
+ * mappings, of all shared ones that a large page could hold. */
+static void take(int fd, const struct pt_request *q, struct pt_objects *objects, struct pt_vma *v, const char *name, size_t length)
+{
+    v->region = v->ino ? pt_maps_region(q, v->dev, v->ino) : -1;
+    uint64_t least = objects ? SR_LARGE_PAGE : SR_GIB, page = SR_PAGE;
+    if (v->shared && (v->region >= 0 || v->end - v->start >= least)) page = page_size(fd, v);
+    v->hugetlb = page == SR_LARGE_PAGE;
+    if (objects == NULL) return;
+    v->object = pt_objects_find(objects, v, name, length);
+    struct pt_object *o = &objects->object[v->object];
+    if (o->kind != PT_FILE) return;
+    if (page > SR_PAGE) o->page = page;
+    uint64_t last = v->file_offset + (v->end - v->start);
+    if (v->file_offset < o->first) o->first = v->file_offset;
+    if (last > o->last) o->last = last;
+}
+
+/* All VMAs, by address. */
+int pt_maps_read(int fd, const struct pt_request *q, struct pt_objects *objects, struct pt_vma **vmas, size_t *count)
 {
     char *buffer = malloc(BUFFER + 1);
     size_t held = 0, cap = 0;
@@ -80,10 +100,10 @@ int pt_maps_read(int fd, const struct pt_request *q, struct pt_vma **vmas, size_
         size_t from = 0;
         for (char *line_end; r == 0 && (line_end = memchr(buffer + from, '\n', held - from)); from = (size_t)(line_end - buffer) + 1) {
             struct pt_vma v = {.region = -1};
+            const char *name;
             *line_end = ' ';
-            if (!parse(buffer + from, line_end + 1, &v)) continue;
-            v.region = v.ino ? pt_maps_region(q, v.dev, v.ino) : -1;
-            if (v.shared && (v.region >= 0 || v.end - v.start >= SR_GIB)) v.hugetlb = of_large_pages(fd, &v);
+            if (!parse(buffer + from, line_end + 1, &v, &name)) continue;
+            take(fd, q, objects, &v, name, name < line_end ? (size_t)(line_end - name) : 0);
             if (!PT_GROW(*vmas, cap, *count)) r = -ENOMEM;
             else (*vmas)[(*count)++] = v;
         }

@@ -7,6 +7,7 @@
  *   walk       the tables that one memory reaches
  *   count      each table once, with the processes that reach it
  *   regions    which tables belong to a region alone
+ *   mappings   which tables belong to which file, shared memory object or other mapping
  *   maps       /proc/PID/maps
  *   estimate   what can be said without reading page tables
  *   report     JSON
@@ -21,7 +22,7 @@
 #include "x86_64.h"
 
 #define PTWALK_VERSION "0.1.0"
-#define PTWALK_SCHEMA 1
+#define PTWALK_SCHEMA 2
 
 /* --- what is asked ---------------------------------------------------------------------------- */
 
@@ -34,6 +35,7 @@ struct pt_request {
     struct pt_region_file *files;
     size_t file_count;
     bool leaves;             /* count the entries of the lowest level too */
+    bool mappings;           /* say which mappings the tables serve */
     bool alone;              /* look at the asked ones only: sharing is then known by share counts alone */
     bool own_only;           /* only processes whose uids are all the caller's */
     /* for tests; never with privilege that the caller lacks */
@@ -64,8 +66,50 @@ struct pt_vma {
     uint64_t start, end, file_offset;
     uint64_t dev, ino;
     int region;              /* -1: none */
+    uint32_t object;         /* of the mapping; meaningless unless mappings were asked for */
     bool shared, writable;
     bool hugetlb;            /* of 2 MiB pages */
+};
+
+/* What is mapped: a file or shared memory object, told by device and inode; or one of those below,
+ * which stand first and always. A file that is mapped both shared and private is two of them. */
+enum pt_object_kind {
+    PT_ANONYMOUS,            /* private memory without a file: heap, stacks */
+    PT_SEVERAL,              /* tables that more than one mapping needs */
+    PT_UPPER,                /* tables of the upper levels, which more than one mapping needs */
+    PT_UNMAPPED,             /* tables where nothing is mapped now: they stay until their neighbours go */
+    PT_HIDDEN,               /* of processes whose maps could not be read */
+    PT_OTHERS,               /* beyond what is told one by one */
+    PT_FILE,
+};
+struct pt_extent {           /* how a process maps a part of an object */
+    uint32_t object, processes;
+    uint64_t start;          /* modulo 1 GiB: what a PMD table can be shared by */
+    uint64_t length, file_offset;
+    bool writable;
+};
+enum { PT_COMMANDS = 4 };
+struct pt_object {
+    enum pt_object_kind kind;
+    bool shared;
+    uint64_t dev, ino;
+    char *name;              /* any bytes; NULL: none */
+    uint64_t page;           /* of hugetlb memory; 0: ordinary pages */
+    uint64_t first, last;    /* of the file, as far as anyone maps it */
+    unsigned processes;
+    uint64_t pmd_links, pte_links;   /* to its tables, in all memories */
+    uint64_t linked, distinct;       /* bytes; distinct: each table once */
+    uint64_t distinct_small;         /* of these, of PTE tables */
+    int seen;                        /* the process that was last seen to map it */
+    struct { char comm[16]; unsigned processes; } command[PT_COMMANDS];
+};
+struct pt_objects {
+    struct pt_object *object;
+    size_t count, cap;
+    uint32_t *slot;          /* hash of file objects: index, 0 free (0 is no file) */
+    size_t mask;
+    struct pt_extent *extent;
+    size_t extents, extent_cap;
 };
 
 struct pt_region_use {
@@ -87,6 +131,7 @@ struct pt_memory {
     bool held_unknown;       /* tables put aside could not be counted */
     struct pt_vma *vma;
     size_t vmas;
+    bool mapped;             /* the mappings are there */
     struct pt_region_use *use;    /* one per region */
     /* the sums of count.c */
     unsigned tables[PT_LEVELS];
@@ -116,6 +161,9 @@ struct pt_found {
     char why[320];                  /* of an estimate */
     const char *remedy;             /* what would make it exact; NULL */
     uint64_t distinct;              /* bytes */
+    uint64_t everyone;              /* the same of all that was looked at, asked for or not */
+    uint64_t denied_bytes;          /* of those that may not be looked at, by the kernel's count; 0: not known */
+    struct pt_objects objects;
     struct pt_process *process;     /* by pid */
     size_t processes, process_cap;
     struct pt_memory *memory;
@@ -175,11 +223,20 @@ int pt_count(struct pt_machine *m, const struct pt_request *q, struct pt_found *
 /* regions.c: which tables lie in the region's own VMAs; `sharers` of count.c says how shared each is. */
 struct pt_table_set;
 unsigned pt_table_sharers(const struct pt_table_set *set, const struct pt_link *link);
+/* True for the first link to each table. */
+bool pt_table_first(struct pt_table_set *set, const struct pt_link *link);
 int pt_regions(const struct pt_machine *m, const struct pt_request *q, struct pt_found *found,
                const struct pt_table_set *set);
 
-/* maps.c */
-int pt_maps_read(int fd, const struct pt_request *q, struct pt_vma **vmas, size_t *count);
+/* mappings.c */
+int pt_objects_init(struct pt_objects *o);
+void pt_objects_deinit(struct pt_objects *o);
+/* The object of a mapping; names are copied when first met. PT_OTHERS where there are too many. */
+uint32_t pt_objects_find(struct pt_objects *o, const struct pt_vma *v, const char *name, size_t length);
+int pt_mappings(const struct pt_machine *m, struct pt_found *found, struct pt_table_set *set);
+
+/* maps.c; objects NULL: of no interest */
+int pt_maps_read(int fd, const struct pt_request *q, struct pt_objects *objects, struct pt_vma **vmas, size_t *count);
 int pt_maps_region(const struct pt_request *q, uint64_t dev, uint64_t ino);
 
 /* look.c, estimate.c: fill `found`. */
@@ -196,9 +253,11 @@ struct pt_privilege { bool elevated; };
 int pt_privilege_enter(struct pt_privilege *p);
 /* Once a reader is open and proved: keeps what later steps need and no more. */
 void pt_privilege_settle(void);
+/* Opens as the caller could have done it: without CAP_SYS_PTRACE. */
+int pt_privilege_open_plain(const char *path);
 
 /* report.c */
-void pt_report(const struct pt_request *q, const struct pt_found *found);
+bool pt_report(const struct pt_request *q, struct pt_found *found);
 
 /* grow `array` so that index `count` exists; false if there is no memory */
 bool pt_grow(void **array, size_t *cap, size_t count, size_t size);

@@ -1,4 +1,4 @@
-/* report: what was found, as JSON. The schema is drawn in sharedregion/footprint.py. */
+/* report: what was found, as JSON. The schema is drawn in sharedregion/footprint/answer.py. */
 #define _GNU_SOURCE
 #include "ptwalk.h"
 
@@ -123,8 +123,9 @@ static void put_pids(const char *key, const struct pt_request *q, const struct p
 {
     printf(",\"%s\":[", key);
     bool first = true;
-    /* Without a list of pids, what could not be looked at is only a number (below). */
-    for (size_t i = 0; i < found->processes && q->pid_count; i++) {
+    /* Without a list of pids, what could not be looked at is only a number (below), except who went
+     * while it was looked at the others. */
+    for (size_t i = 0; i < found->processes && (q->pid_count || state == PT_GONE); i++) {
         if (!found->process[i].asked || found->process[i].state != state) continue;
         printf(first ? "%d" : ",%d", found->process[i].pid);
         first = false;
@@ -146,12 +147,112 @@ static void put_sharing(const struct pt_found *found)
            (unsigned long long)found->agree, (unsigned long long)found->more, (unsigned long long)found->less);
 }
 
-void pt_report(const struct pt_request *q, const struct pt_found *found)
+/* Told one by one: the costliest, and of each the ways in which it is mapped, up to a number. */
+enum { MAPPINGS_MAX = 1000, EXTENTS_MAX = 1024 };
+
+static const char *const kind_name[] = {"anonymous", "several", "upper", "unmapped", "hidden", "others", "file"};
+
+static void put_extents(const struct pt_objects *objects, uint32_t object)
 {
-    size_t looked = 0, denied = 0;
+    size_t low = 0, high = objects->extents, left_out = 0;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if (objects->extent[mid].object < object) low = mid + 1;
+        else high = mid;
+    }
+    fputs(",\"extents\":[", stdout);
+    for (size_t i = low; i < objects->extents && objects->extent[i].object == object; i++) {
+        const struct pt_extent *x = &objects->extent[i];
+        if (i - low >= EXTENTS_MAX) {
+            left_out++;
+            continue;
+        }
+        printf("%s{\"start_in_gib\":%llu,\"bytes\":%llu,\"file_offset\":%llu,\"writable\":%s,\"processes\":%u}", i > low ? "," : "",
+               (unsigned long long)x->start, (unsigned long long)x->length, (unsigned long long)x->file_offset,
+               x->writable ? "true" : "false", x->processes);
+    }
+    putchar(']');
+    put_number("extents_left_out", left_out);
+}
+
+static void put_mapping(const struct pt_objects *objects, uint32_t index)
+{
+    const struct pt_object *o = &objects->object[index];
+    printf("{\"kind\":\"%s\",\"name\":", kind_name[o->kind]);
+    put_text(o->name ? o->name : "");
+    printf(",\"shared\":%s,\"device\":\"%llu:%llu\"", o->shared ? "true" : "false", (unsigned long long)(o->dev >> 32),
+           (unsigned long long)(o->dev & UINT32_MAX));
+    put_number("inode", o->ino);
+    put_number("page_size", o->page ? o->page : SR_PAGE);
+    put_number("bytes", o->kind == PT_FILE ? o->last - o->first : 0);
+    put_number("processes", o->processes);
+    put_number("linked_bytes", o->linked);
+    put_number("distinct_bytes", o->distinct);
+    put_number("distinct_pte_bytes", o->distinct_small);
+    put_number("pmd_links", o->pmd_links);
+    put_number("pte_links", o->pte_links);
+    fputs(",\"commands\":[", stdout);
+    for (unsigned i = 0; i < PT_COMMANDS && o->command[i].processes; i++) {
+        fputs(i ? ",{\"command\":" : "{\"command\":", stdout);
+        put_string(o->command[i].comm, strnlen(o->command[i].comm, sizeof o->command[i].comm));
+        put_number("processes", o->command[i].processes);
+        putchar('}');
+    }
+    putchar(']');
+    put_extents(objects, index);
+    putchar('}');
+}
+
+static const struct pt_objects *sorted;
+static int by_cost(const void *a, const void *b)
+{
+    uint32_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
+    const struct pt_object *x = &sorted->object[i], *y = &sorted->object[j];
+    if (x->distinct != y->distinct) return x->distinct < y->distinct ? 1 : -1;
+    return (i > j) - (i < j);
+}
+
+static bool put_mappings(struct pt_objects *objects)
+{
+    uint32_t *order = malloc(objects->count * sizeof *order);
+    if (order == NULL) return false;
+    size_t n = 0, told = 0;
+    for (uint32_t i = 0; i < objects->count; i++)
+        if (i != PT_OTHERS && objects->object[i].linked) order[n++] = i;
+    sorted = objects;
+    qsort(order, n, sizeof *order, by_cost);
+    struct pt_object *others = &objects->object[PT_OTHERS];
+    for (size_t i = MAPPINGS_MAX; i < n; i++) {
+        const struct pt_object *o = &objects->object[order[i]];
+        others->linked += o->linked;
+        others->distinct += o->distinct;
+        others->distinct_small += o->distinct_small;
+        others->pmd_links += o->pmd_links;
+        others->pte_links += o->pte_links;
+    }
+    fputs(",\"mappings\":[", stdout);
+    for (; told < sr_min(n, MAPPINGS_MAX); told++) {
+        if (told) putchar(',');
+        put_mapping(objects, order[told]);
+    }
+    if (others->linked) {
+        if (told) putchar(',');
+        put_mapping(objects, PT_OTHERS);
+    }
+    putchar(']');
+    put_number("mappings_in_all", n);
+    free(order);
+    return true;
+}
+
+bool pt_report(const struct pt_request *q, struct pt_found *found)
+{
+    size_t looked = 0, denied = 0, gone = 0, kernel = 0;
     for (size_t i = 0; i < found->processes; i++) {
         looked += found->process[i].state == PT_SEEN;
         denied += found->process[i].state == PT_DENIED;
+        gone += found->process[i].state == PT_GONE;
+        kernel += found->process[i].state == PT_KERNEL;
     }
     printf("{\"schema\":%d,\"version\":\"%s\",\"method\":\"%s\",\"reader\":", PTWALK_SCHEMA, PTWALK_VERSION, found->method);
     if (found->reader) printf("\"%s\"", found->reader);
@@ -165,8 +266,8 @@ void pt_report(const struct pt_request *q, const struct pt_found *found)
     printf(",\"scope\":\"%s\"", q->alone ? "asked" : q->own_only ? "own" : "all");
     put_number("distinct_bytes", found->distinct);
     if (found->reader) put_sharing(found);
-    printf(",\"looked_at\":{\"processes\":%zu,\"denied\":%zu,\"microseconds\":%llu,\"entries_read_again\":%llu,\"entries_changed\":%llu}", looked,
-           denied, (unsigned long long)found->elapsed_us, (unsigned long long)found->reread, (unsigned long long)found->changed);
+    printf(",\"looked_at\":{\"processes\":%zu,\"gone\":%zu,\"kernel_threads\":%zu,\"denied\":%zu,\"denied_bytes\":%llu,\"distinct_bytes\":%llu,\"microseconds\":%llu,\"entries_read_again\":%llu,\"entries_changed\":%llu}", looked, gone,
+           kernel, denied, (unsigned long long)found->denied_bytes, (unsigned long long)found->everyone, (unsigned long long)found->elapsed_us, (unsigned long long)found->reread, (unsigned long long)found->changed);
     fputs(",\"processes\":[", stdout);
     bool first = true;
     for (size_t i = 0; i < found->processes; i++) {
@@ -176,8 +277,10 @@ void pt_report(const struct pt_request *q, const struct pt_found *found)
         first = false;
     }
     putchar(']');
+    if (q->mappings && !put_mappings(&found->objects)) return false;
     put_pids("gone", q, found, PT_GONE);
     put_pids("denied", q, found, PT_DENIED);
     put_pids("kernel_threads", q, found, PT_KERNEL);
     fputs("}\n", stdout);
+    return true;
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +32,7 @@ __all__ = [
     "note",
     "print_json",
     "printable",
+    "shorten",
     "table",
 ]
 
@@ -90,26 +91,28 @@ def table(
     rows: Iterable[Sequence[str]],
     right: Iterable[str] = (),
     *,
+    cut: Sequence[str] = (),
     optional: Sequence[str] = (),
     styles: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """A table; the columns named in `right` hold numbers.
 
-    Where it is wider than the terminal, `optional` columns are left out, the first of them first, and a
-    line says which. `styles` gives cells of that text a style, on terminals.
+    Where it is wider than the terminal, cells of the columns in `cut` lose their middle; where that is not
+    enough, `optional` columns are left out, the first of them first, and a line says which. `styles` gives cells of that text a style, on terminals.
     """
     aligned = set(right)
     console = _console()
     # A file or a pipe has no width: whole lines, unless someone says how wide to be.
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 400
-    columns, rows, hidden = _fitting(columns, [list(row) for row in rows], optional, console.width)
+    safe = [[printable(cell) for cell in row] for row in rows]
+    columns, rows, hidden = _fitting(columns, safe, cut, optional, console.width)
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in columns:
         number = name in aligned
         shown.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(printable(cell), style=styles.get(cell, "")) for cell in row))
+        shown.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
     if console.is_terminal:
         console.print(shown)
         if hidden:
@@ -120,22 +123,49 @@ def table(
     sys.stdout.write("".join(text.rstrip() + "\n" for text in capture.get().splitlines()))
 
 
+#: As short as a cell of a column in `cut` may get.
+_LEAST = 24
+
+
+def shorten(text: str, room: int) -> str:
+    """`text` in `room` places: the middle of what is too long is left out, since paths differ at their ends."""
+    if cell_len(text) <= room:
+        return text
+    before, after = set_cell_size(text, (room - 3) // 2).rstrip(), room - 3 - (room - 3) // 2
+    end = len(text)
+    while end > 0 and cell_len(text[end - 1 :]) <= after:
+        end -= 1
+    return before + "..." + text[end:]
+
+
 def _fitting(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str], width: int
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    cut: Sequence[str],
+    optional: Sequence[str],
+    width: int,
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """Columns and rows that fit, and the names of the columns that had to go."""
     wide = {
-        name: max([cell_len(name), *(cell_len(printable(row[i])) for row in rows)])
-        for i, name in enumerate(columns)
+        name: max([cell_len(name), *(cell_len(row[i]) for row in rows)]) for i, name in enumerate(columns)
     }
     hidden: list[str] = []
+
+    def over() -> int:
+        return sum(wide.values()) + 2 * (len(wide) - 1) - width
+
+    for name in cut:
+        wide[name] = max(min(wide[name], _LEAST), wide[name] - max(0, over()))
     for name in optional:
-        if sum(wide.values()) + 2 * (len(wide) - 1) <= width:
+        if over() <= 0:
             break
         if wide.pop(name, None) is not None:
             hidden.append(name)
     kept = [i for i, name in enumerate(columns) if name in wide]
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], hidden
+    fitted = [
+        [shorten(row[i], wide[columns[i]]) if columns[i] in cut else row[i] for i in kept] for row in rows
+    ]
+    return [columns[i] for i in kept], fitted, hidden
 
 
 def age(seconds: float | None) -> str:

@@ -192,7 +192,7 @@ def test_it_writes_nothing(helper: str, tmp_path: Path) -> None:
         helper,
     ]
     answer = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True).stdout
-    assert json.loads(answer)["schema"] == 1
+    assert json.loads(answer)["schema"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace"]
     lines = [line for line in trace.read_text().splitlines() if "open" in line]
     assert lines

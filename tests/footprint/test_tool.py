@@ -13,11 +13,10 @@ import pytest
 from sharedregion.errors import SharedRegionError, ToolError
 from sharedregion.footprint import footprint
 
-# `sharedregion.footprint` is the function; this is the module that it comes from.
-module = importlib.import_module("sharedregion.footprint")
+module = importlib.import_module("sharedregion.footprint.helper")
 
 GOOD = {
-    "schema": 1, "version": "0.1.0", "method": "status", "reader": None, "why": "w", "remedy": "r", "scope": "all",
+    "schema": 2, "version": "0.1.0", "method": "status", "reader": None, "why": "w", "remedy": "r", "scope": "all",
     "distinct_bytes": 8192, "looked_at": {"processes": 1},
     "processes": [{
         "pid": 7, "command": "x", "tables": {"pgd": 1, "p4d": 0, "pud": 0, "pmd": 0, "pte": 1}, "held_tables": 0,
@@ -57,7 +56,7 @@ def test_a_good_answer_comes_back_as_it_was(pretend) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2}, {"schema": None}, {"method": "guess"}, {"method": 1}, {"distinct_bytes": -1}, {"distinct_bytes": True},
+        {"schema": 1}, {"schema": None}, {"method": "guess"}, {"method": 1}, {"distinct_bytes": -1}, {"distinct_bytes": True},
         {"distinct_bytes": 1.5}, {"processes": {}}, {"processes": [1]}, {"processes": [{}]}, {"gone": 1}, {"gone": ["x"]},
         {"looked_at": None}, {"why": 3}, {"shared": []},
         {"processes": [{**GOOD["processes"][0], "tables": {"pgd": 1}}]},
@@ -172,7 +171,7 @@ def test_an_installed_copy_is_preferred_only_if_it_speaks_the_schema(
     copy = tmp_path / "ptwalk"
     monkeypatch.setattr(module, "INSTALLED", str(copy))
     monkeypatch.setattr(module, "_packaged", lambda: "/packaged")
-    for schema, expected in ((1, str(copy)), (0, "/packaged")):
+    for schema, expected in ((2, str(copy)), (1, "/packaged")):
         copy.write_text(f'#!/bin/sh\necho \'{{"name": "sharedregion-ptwalk", "schema": {schema}}}\'\n')
         copy.chmod(0o755)
         assert module.find_helper() == expected
