@@ -101,7 +101,9 @@ class Region(_native.RegionHandle):
             raise TypeError(f"an object's name is a str, not {type(name).__name__}")
         self._check_writable(name)
         codec = codecs.codec_for(value)
-        if pickle and isinstance(value, np.ndarray) and value.dtype.hasobject:
+        if pickle and (
+            codec.NUMBER == pickled.NUMBER or getattr(getattr(value, "dtype", None), "hasobject", False)
+        ):
             codec = pickled
         return codec.place(self, name, value, _native.MUTABLE if mutable else 0)
 
