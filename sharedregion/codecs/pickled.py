@@ -20,6 +20,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from sharedregion import awaiting
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
@@ -29,8 +31,20 @@ if TYPE_CHECKING:
 NUMBER = 4
 _ALIGN = 64
 
-#: Types of frameworks whose own pickling would copy: (value, what this pickler has seen) -> what to pickle.
-REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {}
+
+def _dates(value: np.ndarray[Any, Any], _: dict[Any, Any]) -> Any:
+    """Dates and times lend no buffer, so that numpy would write them into the pickle: they go as numbers."""
+    if value.dtype.kind not in "mM" or not value.size or not value.flags.c_contiguous:
+        return NotImplemented
+    return _dates_again, (value.view("i8"), value.dtype.str)
+
+
+def _dates_again(numbers: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    return numbers.view(dtype)
+
+
+#: Types whose own pickling would copy: (value, what this pickler has seen) -> what to pickle.
+REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {np.ndarray: _dates}
 
 
 class _Pickler(pickle.Pickler):
@@ -45,8 +59,6 @@ class _Pickler(pickle.Pickler):
 
 def _dumps(value: object, buffer_callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
     awaiting.teach()
-    if not REDUCERS:
-        return pickle.dumps(value, protocol=5, buffer_callback=buffer_callback)
     file = io.BytesIO()
     _Pickler(file, buffer_callback).dump(value)
     return file.getvalue()
