@@ -51,11 +51,15 @@ File = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A process that has `gib` GiB of page tables of a region for itself, though others map it too, and why."""
+    """A process that has `gib` GiB of page tables of a region for itself, though others map it too, and why.
+
+    `expected`: it is the writer beside readers, or a reader beside a writer; nothing is amiss.
+    """
 
     pid: int
     gib: int
     why: str
+    expected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,12 @@ class RegionInfo:
     """A region as an onlooker sees it; sizes in bytes, None where it cannot be told.
 
     `state` is "live" (a member lives), "idle" (it persists, with no member now), "orphaned" (no living
-    process holds it: `collect` reclaims it), "corrupt", or "denied" (another user's).
+    process holds it: `collect` reclaims it), "corrupt", "foreign" (made by another build of this library), or
+    "denied" (another user's).
 
     `tables` says of hugetlb regions whether the page tables of their GiBs are "linked" among those who
-    map it, "partly" or not at all ("alone": see `alone` for who and why), "single" with one user only,
-    "untouched", "none" (1 GiB pages need none) or "unknown"; of other memory "own": small, and each
+    map it, "partly" or not at all ("alone": see `alone` for who and why), "single" where no two map it
+    alike (a writer and a reader do not), "untouched", "none" (1 GiB pages need none) or "unknown"; of other memory "own": small, and each
     process has its own; "region": msharefs, whose tables are the region's.
     """
 
@@ -320,7 +325,7 @@ def _try(name: str) -> _Look | RegionInfo | None:
             if _stat(_PREFIX + name + _CATALOG) is None:
                 return None
             if tries == _LOOKS - 1:
-                return _failed(name, "corrupt", error)
+                return _failed(name, "foreign" if "another build" in str(error) else "corrupt", error)
     return None
 
 
@@ -421,11 +426,22 @@ def _linking(looks: Sequence[_Look], seen: _Seen) -> dict[int, tuple[str, tuple[
         elif len(users) == 1:
             verdict = "single"
         else:
-            verdict = "linked" if not lonely else "alone" if len(lonely) == len(touched) else "partly"
-            areas = {pid: processes.areas(pid, (look.data,), smaps=True) or [] for pid in users}
-            alone = tuple(Alone(pid, gib, why_alone(pid, areas)) for pid, _, gib in lonely)
+            areas = (
+                {pid: processes.areas(pid, (look.data,), smaps=True) or [] for pid in users} if lonely else {}
+            )
+            alone = tuple(_alone(pid, gib, areas) for pid, _, gib in lonely)
+            rest = len(touched) - len(lonely)
+            if all(one.expected for one in alone):
+                verdict = "linked" if rest else "single"
+            else:
+                verdict = "partly" if rest else "alone"
         result[id(look)] = verdict, alone
     return result
+
+
+def _alone(pid: int, gib: int, areas: Mapping[int, Sequence[processes.Area]]) -> Alone:
+    why = why_alone(pid, areas)
+    return Alone(pid, gib, why, expected=why in (_FLAGS["wr"], _FLAGS_MISSING["wr"]))
 
 
 #: Flags of a mapping (VmFlags in smaps) that keep it from being linked with others', and what sets them.

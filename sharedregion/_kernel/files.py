@@ -8,6 +8,8 @@ __all__ = ["parse_int", "read_int", "read_text", "under"]
 
 # Kernel files of the kinds read here are far smaller; a limit keeps a made-up tree from hurting.
 _LIMIT = 1 << 24
+# Files of /proc/sys refuse to be read by pieces of several MiB, with ENOMEM.
+_PIECE = 1 << 16
 
 
 def under(root: str, path: str) -> str:
@@ -18,8 +20,11 @@ def under(root: str, path: str) -> str:
 def read_text(root: str, path: str) -> str | None:
     """The file's text, or None if it cannot be read. Bytes that are not UTF-8 are kept, escaped."""
     try:
-        with open(under(root, path), "rb") as file:
-            return file.read(_LIMIT).decode("utf-8", "surrogateescape")
+        with open(under(root, path), "rb", buffering=0) as file:
+            pieces = []
+            while len(pieces) < _LIMIT // _PIECE and (piece := file.read(_PIECE)):
+                pieces.append(piece)
+            return b"".join(pieces).decode("utf-8", "surrogateescape")
     except (OSError, ValueError):
         return None
 

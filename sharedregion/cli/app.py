@@ -22,6 +22,7 @@ VERBS = {
     "backends": "what kinds of memory this machine offers, and what would enable the others",
     "bench": "measure what sharing costs, beside every peer",
     "demo": "share arrays with worker processes and show what each one costs",
+    "doctor": "is this machine ready, and what would make it so",
     "footprint": "page tables of processes or of a region's users",
     "gc": "reclaim what no living process holds",
     "ls": "regions that exist, or the objects of one",

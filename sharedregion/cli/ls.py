@@ -21,7 +21,8 @@ def ls(region: str | None, as_json: bool) -> int:
     """List regions, or the objects of REGION. Looking does not join: nothing is changed.
 
     state: live (a member lives), idle (it persists, without a member), orphaned (no living process holds
-    it: `sharedregion gc` reclaims it), corrupt, denied (another user's). tables: whether the page tables of
+    it: `sharedregion gc` reclaims it), corrupt, foreign (of another build of this library), denied (another
+    user's). tables: whether the page tables of
     a hugetlb region's GiBs are linked among those who map it.
     """
     return _regions(as_json) if region is None else _objects(region, as_json)
@@ -82,6 +83,8 @@ def percent(fraction: float | None) -> str:
 def remarks(one: inventory.RegionInfo) -> None:
     """What does not fit into a table."""
     for alone in one.alone:
+        if alone.expected:
+            continue
         render.line(f"{one.name}: process {alone.pid} has tables of {alone.gib} GiB for itself: {alone.why}")
     if one.error:
         render.line(f"{one.name}: {one.error}")
@@ -89,7 +92,7 @@ def remarks(one: inventory.RegionInfo) -> None:
 
 def _objects(name: str, as_json: bool) -> int:
     one = inventory.region(name)
-    broken = one.state in ("corrupt", "denied")
+    broken = one.state in ("corrupt", "foreign", "denied")
     error = one.error
     objects: list[inventory.ObjectInfo] = []
     if not broken:

@@ -93,12 +93,14 @@ def table(
     *,
     cut: Sequence[str] = (),
     optional: Sequence[str] = (),
+    quiet: bool = False,
     styles: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """A table; the columns named in `right` hold numbers.
 
     Where it is wider than the terminal, cells of the columns in `cut` lose their middle; where that is not
-    enough, `optional` columns are left out, the first of them first, and a line says which. `styles` gives cells of that text a style, on terminals.
+    enough, `optional` columns are left out, the first of them first, and a line says which, unless
+    `quiet`. `styles` gives cells of that text a style, on terminals.
     """
     aligned = set(right)
     console = _console()
@@ -115,7 +117,7 @@ def table(
         shown.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
     if console.is_terminal:
         console.print(shown)
-        if hidden:
+        if hidden and not quiet:
             note(f"left out for want of room: {', '.join(hidden)} (--json has all)")
         return
     with console.capture() as capture:
