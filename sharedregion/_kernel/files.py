@@ -21,7 +21,7 @@ def read_text(root: str, path: str) -> str | None:
     """The file's text, or None if it cannot be read. Bytes that are not UTF-8 are kept, escaped."""
     try:
         with open(under(root, path), "rb", buffering=0) as file:
-            pieces = []
+            pieces: list[bytes] = []
             while len(pieces) < _LIMIT // _PIECE and (piece := file.read(_PIECE)):
                 pieces.append(piece)
             return b"".join(pieces).decode("utf-8", "surrogateescape")
