@@ -29,6 +29,9 @@ GIB = 1 << 30
 HUGETLB_FROM = 4 * GIB
 HUGETLB_KEEP = 10
 
+# The user half of four-level page tables, less the unit that holds the program itself and its neighbours.
+ADDRESS_SPACE = (1 << 47) - (2 << 40)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -49,7 +52,8 @@ class Candidate:
     """One backend, and what speaks for or against it.
 
     `backend` is its public name, `name` the exact kind. `commit` is what "auto" means for it.
-    `place` is where the memory gets its name: a file in /dev/shm, or a memfd that the keeper holds.
+    `place` is where the memory comes from: a file in /dev/shm, a memfd that the keeper holds, or
+    ("hugetlb", for msharefs) such a memfd of reserved 2 MiB pages.
     `remedy` is a command or an argument that would make it usable, or None.
     """
 
@@ -109,7 +113,12 @@ def choose(facts: Facts, request: Request) -> list[Candidate]:
     if not facts.supported:
         reason = f"shared regions need Linux on x86_64; this is {facts.system}"
         return [replace(_blank(name), reason=reason) for name in names]
-    return [_TESTS[name](facts, request) for name in names]
+    found: list[Candidate] = []
+    for name in names:
+        if name == "msharefs" and (huge := _msharefs_of_hugetlb(facts, request)):
+            found.append(huge)
+        found.append(_TESTS[name](facts, request))
+    return found
 
 
 def survey(facts: Facts) -> list[Candidate]:
@@ -121,7 +130,7 @@ def survey(facts: Facts) -> list[Candidate]:
 
 
 _SHAPE = {
-    "msharefs": ("msharefs", 4 * KIB),
+    "msharefs": ("msharefs", 2 * MIB),
     "hugetlb-1g": ("hugetlb", GIB),
     "hugetlb-2m": ("hugetlb", 2 * MIB),
     "thp": ("thp", 2 * MIB),
@@ -135,10 +144,80 @@ def _blank(name: str) -> Candidate:
 
 
 def _msharefs(facts: Facts, request: Request) -> Candidate:
+    """On memory of shmem pages, which serves wherever msharefs does."""
     blank = _blank("msharefs")
-    if not facts.msharefs.known:
-        return replace(blank, reason="this kernel has no msharefs")
-    return replace(blank, reason="this kernel has msharefs, which this version does not support yet")
+    against = _against_msharefs(facts, request)
+    if against is not None:
+        reason, remedy = against
+        return replace(blank, reason=reason, remedy=remedy)
+    pages = _thp(facts, replace(request, backend="thp", commit="lazy"))
+    kind = (
+        f"shared memory collapsed into {format_size(pages.page_size)} pages"
+        if pages.usable
+        else f"4 KiB pages ({pages.reason})"
+    )
+    served = _shmem(
+        blank, facts, request, f"one set of page tables for all, by msharefs at {facts.msharefs.path}"
+    )
+    if not served.usable:
+        return served
+    why = _test_hugetlb("hugetlb-2m", facts, replace(request, backend="auto")).reason
+    notes = (f"its memory is {kind}: {why}", *(note for note in served.notes if "keeper" not in note))
+    return replace(served, place="memfd", notes=notes)
+
+
+def _msharefs_of_hugetlb(facts: Facts, request: Request) -> Candidate | None:
+    """The same on reserved 2 MiB pages, where the pool holds the region whole and others keep their part."""
+    if request.size is None or _against_msharefs(facts, request) is not None:
+        return None
+    pool = _test_hugetlb("hugetlb-2m", facts, replace(request, backend="auto"))
+    if not pool.usable:
+        return None
+    return Candidate(
+        "msharefs",
+        "msharefs",
+        pool.page_size,
+        usable=True,
+        reason=f"one set of page tables for all, by msharefs at {facts.msharefs.path}",
+        commit=pool.commit,
+        place="hugetlb",
+        notes=(f"its memory is reserved {format_size(pool.page_size)} pages: {pool.reason}", *pool.notes),
+    )
+
+
+def _against_msharefs(facts: Facts, request: Request) -> tuple[str, str | None] | None:
+    """(reason, remedy) why msharefs cannot serve; None if it can."""
+    there = facts.msharefs
+    sudo = "" if facts.root_user else "sudo "
+    if not there.known:
+        return "this kernel has no msharefs", None
+    if there.path is None:
+        return "this kernel has msharefs, but it is not mounted", sudo + there.mount_command.replace(
+            "&& ", f"&& {sudo}"
+        )
+    if there.unit is None:
+        return f"{there.path} is not an msharefs mount: there is no mshare_info", None
+    if there.unit < 2 * MIB or there.unit > 1 << 45 or there.unit & (there.unit - 1):
+        return f"the unit that {there.path}/mshare_info names is absurd: {there.unit}", None
+    if not there.usable:
+        return f"this user may not make files in {there.path}", f"{sudo}chmod 1777 {there.path}"
+    if there.refused is not None and request.backend == "auto":
+        return there.refused, None
+    size = request.size
+    if size is None:
+        return None
+    if -(-size // there.unit) * there.unit > ADDRESS_SPACE:
+        return (
+            f"{format_size(size)} in units of {format_size(there.unit)} is more than an address space",
+            None,
+        )
+    if request.backend == "auto" and size < 2 * MIB:
+        # Each region takes a process, and 6 kB of the kernel's memory for good.
+        return (
+            f"{format_size(size)} is less than one large page, and every msharefs region takes a process",
+            'backend="msharefs" takes it all the same',
+        )
+    return None
 
 
 def _hugetlb(name: str) -> Callable[[Facts, Request], Candidate]:

@@ -19,6 +19,7 @@ from sharedregion.errors import (
 from sharedregion.region import PAGE, Region, peek
 
 if TYPE_CHECKING:
+    from sharedregion._kernel.facts import Facts
     from sharedregion._policy import Candidate
 
 __all__ = [
@@ -84,7 +85,8 @@ def create(
     failures: list[str] = []
     remedy: str | None = None
     number: int | None = None
-    candidates = _policy.choose(gather(), request)
+    facts = _with_experience(gather())
+    candidates = _policy.choose(facts, request)
     for candidate in candidates:
         if not candidate.usable:
             failures.append(f"{candidate.name}: {candidate.reason}")
@@ -96,21 +98,26 @@ def create(
                 name=name,
                 size=bytes_wanted,
                 backend=candidate.name,
-                place="memfd" if candidate.place == "memfd" else "shm",
+                place=candidate.place if candidate.place in ("memfd", "hugetlb") else "shm",
                 mode=mode,
                 persist=persist,
                 replace=replace,
                 commit_all=candidate.commit == "full",
                 reason=reason,
                 keeper=_KEEPER,
+                msharefs=facts.msharefs.path if candidate.name == "msharefs" else None,
             )
         except BackendUnavailable as error:
             failures.append(f"{candidate.name}: {error.message}")
             number = error.errno
+            if candidate.name == "msharefs":
+                _remember_msharefs(facts.msharefs.path, error)
             if number == errno.ENOSPC and _native.SHM_DIR in error.message:
                 remedy = f"make room: df {_native.SHM_DIR} says how full it is"
             log.info("backend %s does not serve region %r: %s", candidate.name, name, error)
             continue
+        if candidate.name == "msharefs" and facts.msharefs.path is not None:
+            _msharefs_said[facts.msharefs.path] = None
         region._settle_in(None)
         level = logging.WARNING if candidate.backend == "shm" and bytes_wanted >= 2 << 20 else logging.INFO
         log.log(
@@ -127,6 +134,41 @@ def create(
         remedy or "sharedregion.backends() says what each kind of memory needs",
         number,
     )
+
+
+# Each msharefs region that is made leaks some kernel memory. So whether a mount keeps its promises is
+# tried once in a process, and what a region that was made said of it is an answer too.
+_msharefs_said: dict[str, str | None] = {}
+_ABOUT_THE_KERNEL = {errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.EIO, errno.EFAULT}
+
+
+def _remember_msharefs(path: str | None, error: BackendUnavailable) -> None:
+    if path is not None and error.errno in _ABOUT_THE_KERNEL:
+        _msharefs_said[path] = error.message
+
+
+def _with_experience(facts: Facts) -> Facts:
+    from dataclasses import replace
+
+    said = _msharefs_said.get(facts.msharefs.path or "")
+    return facts if said is None else replace(facts, msharefs=replace(facts.msharefs, refused=said))
+
+
+def _try_msharefs(facts: Facts) -> Facts:
+    """The same facts, and what a region of one unit said, made and ended here if none was before."""
+    there = facts.msharefs
+    if (
+        there.path is not None
+        and there.unit is not None
+        and there.usable
+        and there.path not in _msharefs_said
+    ):
+        _msharefs_said[there.path] = None
+        try:
+            _native.msharefs_try(there.path)
+        except BackendUnavailable as error:
+            _msharefs_said[there.path] = error.message
+    return _with_experience(facts)
 
 
 def _sweep_anonymous() -> None:
@@ -222,7 +264,7 @@ def backends(size: int | str | None = None) -> list[Candidate]:
     from sharedregion import _policy
     from sharedregion._kernel.facts import gather
 
-    facts = gather()
+    facts = _try_msharefs(gather())
     if size is None:
         return _policy.survey(facts)
     return _policy.choose(facts, _policy.Request(parse_size(size)))

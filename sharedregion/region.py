@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["PAGE", "Member", "Region", "Stats", "peek"]
 
 PAGE = 4096
-_PAGE_SIZE = {"shm": PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
+_PAGE_SIZE = {"msharefs": 2 << 20, "shm": PAGE, "thp": 2 << 20, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
 # A memory cgroup answers a commit beyond its limit with SIGKILL. Asking for its headroom first takes
 # some system calls, which small objects are spared; what they can overrun is bounded by this.
 _HEADROOM_FROM = 16 << 20
@@ -52,7 +52,7 @@ class Region(_native.RegionHandle):
     """
 
     name: str
-    #: "hugetlb", "thp" or "shm"
+    #: "msharefs", "hugetlb", "thp" or "shm"
     backend: str
     #: Bytes that one page-table entry maps, when all goes well.
     page_size: int

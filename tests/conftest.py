@@ -59,6 +59,86 @@ def pool() -> Iterator[Callable[[int, int], None]]:
         (folder / "nr_hugepages").write_text(str(count))
 
 
+class Double:
+    """The stand-in for msharefs (tests/support), mounted at `path`."""
+
+    def __init__(self, unit: int, folder: Path) -> None:
+        program = Path(__file__).parent / "support" / "msharefs_double.py"
+        self.path = str(folder)
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), self.path, str(unit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def _answer(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline(), "the stand-in for msharefs did not start"
+
+    def tell(self, *words: object) -> None:
+        """`refuse WHAT ERRNO`, `allow`, `unit N`: see the program."""
+        assert self.process.stdin is not None
+        print(*words, file=self.process.stdin, flush=True)
+        self._answer()
+
+    def files(self) -> list[str]:
+        """What is in it beside mshare_info."""
+        return [name for name in os.listdir(self.path) if name != "mshare_info"]
+
+    def end(self) -> None:
+        """Take the mount away."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def _doubles() -> Iterator[Callable[[int], Double]]:
+    import tempfile
+
+    started: dict[int, Double] = {}
+    folders = []
+
+    def of(unit: int) -> Double:
+        if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            pytest.skip("the stand-in for msharefs needs root and /dev/fuse")
+        if unit not in started:
+            # Every user may come in, as into the real one.
+            folders.append(tempfile.mkdtemp(prefix="sharedregion-msharefs-", dir="/var/tmp"))
+            Path(folders[-1]).chmod(0o755)
+            started[unit] = Double(unit, Path(folders[-1]))
+        return started[unit]
+
+    yield of
+    for double in started.values():
+        double.end()
+    for folder in folders:
+        Path(folder).rmdir()
+
+
+@pytest.fixture
+def msharefs(
+    _doubles: Callable[[int], Double], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], Double]]:
+    """msharefs(unit): a mount that behaves as msharefs does; this process and its children find it."""
+    used: list[Double] = []
+
+    def use(unit: int) -> Double:
+        double = _doubles(unit)
+        used.append(double)
+        monkeypatch.setenv("SHAREDREGION_MSHAREFS", double.path)
+        return double
+
+    yield use
+    for double in used:
+        double.tell("allow")
+        assert not double.files(), "left in msharefs"
+
+
 @pytest.fixture
 def unique() -> str:
     """A region name of this test's own."""

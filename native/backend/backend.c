@@ -10,6 +10,7 @@ static const struct sr_backend *const table[] = {
     &sr_backend_thp,
     &sr_backend_hugetlb_2m,
     &sr_backend_hugetlb_1g,
+    &sr_backend_msharefs,
 };
 
 const struct sr_backend *sr_backend_of_kind(uint32_t kind)

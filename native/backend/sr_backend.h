@@ -14,6 +14,7 @@
 #ifndef SR_BACKEND_H
 #define SR_BACKEND_H
 
+#include "msharefs.h"
 #include "sr_sys.h"
 
 enum sr_kind {
@@ -21,13 +22,14 @@ enum sr_kind {
     SR_KIND_THP = 2,
     SR_KIND_HUGETLB_2M = 3,
     SR_KIND_HUGETLB_1G = 4,
-    SR_KIND_MSHAREFS = 5,    /* not built yet */
+    SR_KIND_MSHAREFS = 5,
 };
 
 /* Where the memory gets its descriptor from. */
 enum sr_place {
     SR_PLACE_SHM_DIR = 1,    /* a file of SR_SHM_DIR that can be given a name */
     SR_PLACE_MEMFD = 2,      /* memory without a name; a keeper holds it      */
+    SR_PLACE_HUGETLB = 3,    /* the same, of reserved 2 MiB pages (msharefs)  */
 };
 
 struct sr_backend {
@@ -37,7 +39,8 @@ struct sr_backend {
     uint64_t granule;        /* commit and punch work in whole granules                         */
     uint64_t align;          /* mapping addresses are congruent to file offsets modulo this     */
     uint64_t pad;            /* the file and every mapping of it are a multiple of this         */
-    bool nameless;           /* can only be SR_PLACE_MEMFD                                      */
+    bool nameless;           /* cannot be SR_PLACE_SHM_DIR                                      */
+    bool shared_tables;      /* readers attach an msharefs region that shows the memory         */
 
     /* A descriptor, read-write, of `size` bytes (a multiple of pad), nothing committed. */
     int (*make)(enum sr_place place, int shm_dir, uint64_t size, unsigned mode, struct sr_error *e);
@@ -67,7 +70,25 @@ static inline uint64_t sr_backend_padded(const struct sr_backend *b, uint64_t si
     return sr_align_up(size, b->pad);
 }
 
-extern const struct sr_backend sr_backend_shm, sr_backend_thp, sr_backend_hugetlb_2m, sr_backend_hugetlb_1g;
+extern const struct sr_backend sr_backend_shm, sr_backend_thp, sr_backend_hugetlb_2m, sr_backend_hugetlb_1g,
+    sr_backend_msharefs;
+
+/* --- msharefs: the region through which readers see the memory (msharefs.c) -------------------- */
+
+/* Say in one sentence why `step` failed; SR_E_UNAVAILABLE. */
+enum sr_share_step { SR_SHARE_FIND = 1, SR_SHARE_MAKE, SR_SHARE_SIZE, SR_SHARE_PLACE, SR_SHARE_ATTACH };
+int sr_share_failed(struct sr_error *e, enum sr_share_step step, int neg_errno, const char *path);
+
+/* Show what is committed in [at, at + len) of `memory` to all who have the region attached, and take
+ * it away again. Whole granules. Showing what is shown already is no error. */
+int sr_share_show(int region, int memory, uint64_t at, uint64_t len, struct sr_error *e);
+int sr_share_hide(int region, uint64_t at, uint64_t len, struct sr_error *e);
+/* Whether a region of `size` bytes does what it should, tried on its first page, which holds zeros,
+ * is shown, and is mapped for writing at `page`: what is written there is seen in the region, and
+ * nothing can be written through the region. */
+int sr_share_check(int region, uint64_t size, uint64_t unit, unsigned char *page, struct sr_error *e);
+/* All of it on a region of one unit that is made for it and ends at once. */
+int sr_share_try(const char *path, struct sr_msharefs *found, struct sr_error *e);
 
 /* What the backends share; between the files of this room. */
 int sr_backend__make_shmem(enum sr_place place, int shm_dir, uint64_t size, unsigned mode, struct sr_error *e);

@@ -1,13 +1,15 @@
-/* sharedregion-keeper REGION ROWS MODE persist|members NAME...
+/* sharedregion-keeper REGION ROWS MODE persist|members SIZE MSHAREFS NAME...
  *
  * Started by sr_keeper_start and by nothing else. See sr_keeper.h for its descriptors and its end.
  */
 #define _GNU_SOURCE
+#include "msharefs.h"
 #include "sr_keeper.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -22,7 +24,9 @@ static struct {
     uid_t uid;
     gid_t gid;
     int pipe_write;
-} keeper;
+    int share_rw, share_ro;    /* the msharefs region; -errno if there is none, because of */
+    uint32_t share_step;
+} keeper = {.share_rw = -ENOENT, .share_ro = -ENOENT};
 
 /* What the region's mode grants to whoever asks, as open(2) would decide. */
 static bool permitted(const struct sr_peer *peer, bool writable)
@@ -45,7 +49,39 @@ static void serve(int client)
     if (n != sizeof request || request.kq_protocol != SR_KEEPER_PROTOCOL) reply.kr_status = -EPROTO;
     else if (!permitted(&peer, request.kq_writable != 0)) reply.kr_status = -EACCES;
     int data = request.kq_writable ? FD_DATA_RW : FD_DATA_RO;
+    if (request.kq_what == SR_KEEPER_SHARE) {
+        data = request.kq_writable ? keeper.share_rw : keeper.share_ro;
+        if (reply.kr_status == 0 && data < 0) reply.kr_status = data, reply.kr_step = keeper.share_step;
+    }
     sr_sys_send_fds(client, &reply, sizeof reply, &data, reply.kr_status == 0 ? 1 : 0);
+}
+
+/* In the main thread, which owns the region from now on: its end is the end of what readers see. */
+static void make_share(const char *path, uint64_t size)
+{
+    struct sr_msharefs m;
+    keeper.share_step = SR_KEEPER_FIND;
+    int r = sr_msharefs_find(path, &m);
+    if (r == 0) {
+        keeper.share_step = SR_KEEPER_MAKE;
+        r = keeper.share_rw = sr_msharefs_make(&m, keeper.mode);
+    }
+    if (r >= 0) {
+        keeper.share_step = SR_KEEPER_SIZE;
+        r = sr_msharefs_size(keeper.share_rw, size);
+    }
+    if (r >= 0) r = keeper.share_ro = sr_sys_reopen(keeper.share_rw, O_RDONLY);
+    if (r >= 0) return;
+    if (keeper.share_rw >= 0) sr_sys->close(keeper.share_rw);
+    keeper.share_rw = keeper.share_ro = r;
+}
+
+/* Where members see that this process is gone. */
+static void mark_death(size_t at)
+{
+    struct sr_map head;
+    if (sr_sys_map(&head, SR_PAGE, SR_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, FD_MEMBERS, 0) == 0)
+        sr_sys_mark_death((_Atomic uint32_t *)(head.at + at));
 }
 
 static struct { int fd; uint64_t until; } clients[CLIENTS];
@@ -142,16 +178,21 @@ static void remove_names(char **names, int count)
 int main(int argc, char **argv)
 {
     struct stat st;
-    if (argc < 5 || sr_sys->fstat(FD_MEMBERS, &st) < 0) return 2;
+    if (argc < 7 || sr_sys->fstat(FD_MEMBERS, &st) < 0) return 2;
     keeper.rows = (unsigned)strtoul(argv[2], NULL, 10);
     keeper.mode = (unsigned)strtoul(argv[3], NULL, 8);
     keeper.uid = st.st_uid;
     keeper.gid = st.st_gid;
     prctl(PR_SET_NAME, "sr-keeper");
+    if (*argv[6]) {
+        make_share(argv[6], strtoull(argv[5], NULL, 10));
+        mark_death(SR_KEEPER_MARK_AT);
+    }
     int status = run(strcmp(argv[4], "persist") == 0);
     /* The memory first: when the names are gone, it is free for the next. */
+    if (keeper.share_rw >= 0) sr_sys->close(keeper.share_rw), sr_sys->close(keeper.share_ro);
     sr_sys->close(FD_DATA_RW);
     sr_sys->close(FD_DATA_RO);
-    if (status == 0) remove_names(argv + 5, argc - 5);
+    if (status == 0) remove_names(argv + 7, argc - 7);
     return status;
 }

@@ -134,6 +134,21 @@ static PyObject *native_calls(PyObject *module, PyObject *unused)
 }
 #endif
 
+/* msharefs_try(path) -> (name of the series, unit) */
+static PyObject *msharefs_try(PyObject *module, PyObject *text)
+{
+    (void)module;
+    const char *path = PyUnicode_AsUTF8AndSize(text, NULL);
+    if (path == NULL) return NULL;
+    struct sr_msharefs found;
+    struct sr_error e = {0};
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_share_try(path, &found, &e);
+    Py_END_ALLOW_THREADS
+    return got < 0 ? srp_raise(&e) : Py_BuildValue("(sK)", sr_msharefs_abi_name(&found), (unsigned long long)found.unit);
+}
+
 static PyMethodDef functions[] = {
 #ifdef SR_FAULTS
     {"fail_call", native_fail_call, METH_VARARGS, NULL},
@@ -148,6 +163,7 @@ static PyMethodDef functions[] = {
     {"remove_leftover", native_remove_leftover, METH_VARARGS, NULL},
     {"peek", native_peek, METH_VARARGS, NULL},
     {"check_name", native_check_name, METH_O, NULL},
+    {"msharefs_try", msharefs_try, METH_O, NULL},
     {"locate", srp_locate, METH_VARARGS, NULL},
     {"reduce", srp_reduce, METH_O, NULL},
     {"set_reducer", srp_set_reducer, METH_O, NULL},

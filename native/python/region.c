@@ -20,6 +20,17 @@ struct sr_region *srp_open(srp_region *self)
     return NULL;
 }
 
+/* The same, for what hands out objects or changes them. With the keeper of an msharefs region goes what
+ * readers see: a look at it would be SIGSEGV. Writers map the memory itself, and may still save it. */
+static struct sr_region *open_live(srp_region *self, bool change)
+{
+    struct sr_region *r = srp_open(self);
+    if (r == NULL || !(change || !r->writable) || !sr_region_lost(r)) return r;
+    struct sr_error e;
+    sr_fail(&e, SR_E_LOST, 0, "the keeper of region '%s' has ended, and with it what readers see of its memory", r->name);
+    return srp_raise(&e), NULL;
+}
+
 static srp_region *all_regions;    /* guarded by the GIL */
 
 bool srp_region_maps(const void *at)
@@ -77,7 +88,7 @@ void srp_region_pin_dropped(srp_region *self)
 /* For work without the GIL: close() in another thread must not unmap under it. */
 static struct sr_region *enter(srp_region *self)
 {
-    struct sr_region *r = srp_open(self);
+    struct sr_region *r = open_live(self, true);
     if (r) srp_region_pin_added(self);
     return r;
 }
@@ -101,19 +112,19 @@ static PyObject *make(PyTypeObject *type, struct sr_region *r)
 
 static PyObject *region_create(PyObject *cls, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"name", "size", "backend", "place", "mode", "persist", "replace", "commit_all", "reason", "keeper", NULL};
+    static char *names[] = {"name", "size", "backend", "place", "mode", "persist", "replace", "commit_all", "reason", "keeper", "msharefs", NULL};
     struct sr_region_spec spec = {0};
     const char *backend, *place;
     unsigned long long size;
     int persist, replace, commit_all;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "sKssIpppzz", names, &spec.name, &size, &backend, &place, &spec.mode,
-                                     &persist, &replace, &commit_all, &spec.reason, &spec.keeper))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "sKssIpppzz|z", names, &spec.name, &size, &backend, &place, &spec.mode,
+                                     &persist, &replace, &commit_all, &spec.reason, &spec.keeper, &spec.msharefs))
         return NULL;
     spec.size = size;
     spec.persist = persist;
     spec.replace = replace;
     spec.commit_all = commit_all;
-    spec.place = strcmp(place, "memfd") == 0 ? SR_PLACE_MEMFD : SR_PLACE_SHM_DIR;
+    spec.place = strcmp(place, "memfd") == 0 ? SR_PLACE_MEMFD : strcmp(place, "hugetlb") == 0 ? SR_PLACE_HUGETLB : SR_PLACE_SHM_DIR;
     spec.backend = sr_backend_of_name(backend);
     if (spec.backend == NULL) return PyErr_Format(PyExc_ValueError, "unknown kind of memory '%s'", backend);
     struct sr_error e = {0};
@@ -232,7 +243,7 @@ static PyObject *result_of(srp_region *self, const struct sr_found *f)
 static PyObject *region_subscript(PyObject *object, PyObject *key)
 {
     srp_region *self = (srp_region *)object;
-    struct sr_region *r = srp_open(self);
+    struct sr_region *r = open_live(self, false);
     if (r == NULL) return NULL;
     Py_ssize_t len;
     const char *name = name_of(key, &len);
@@ -250,6 +261,7 @@ static PyObject *region_get_exact(PyObject *object, PyObject *args)
     /* For references also after close(), while arrays hold the region. */
     struct sr_region *r = self->r;
     if (r == NULL) return closed_error();
+    if (!self->closed && open_live(self, false) == NULL) return NULL;
     if (!PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
     struct sr_error e;
     struct sr_found f;
@@ -263,7 +275,7 @@ static PyObject *region_open_exact(PyObject *object, PyObject *args)
     srp_region *self = (srp_region *)object;
     unsigned entry;
     unsigned long long seq;
-    struct sr_region *r = srp_open(self);
+    struct sr_region *r = open_live(self, false);
     if (r == NULL || !PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
     struct sr_error e;
     struct sr_found f;
@@ -342,7 +354,7 @@ static PyObject *region_begin(PyObject *object, PyObject *args)
     Py_ssize_t meta_len;
     unsigned long long nbytes;
     srp_region *self = (srp_region *)object;
-    struct sr_region *r = srp_open(self);
+    struct sr_region *r = open_live(self, true);
     if (r == NULL || !PyArg_ParseTuple(args, "Uiiy#K", &name, &type, &flags, &meta, &meta_len, &nbytes)) return NULL;
     struct sr_desc d;
     if (desc_of(name, type, flags, meta, meta_len, nbytes, &d) < 0) return NULL;
@@ -363,7 +375,7 @@ static PyObject *region_begin(PyObject *object, PyObject *args)
 
 static int put_plain(srp_region *self, PyObject *key, const struct srp_plain *plain)
 {
-    struct sr_region *r = srp_open(self);
+    struct sr_region *r = open_live(self, true);
     struct sr_desc d;
     if (r == NULL || desc_of(key, SRP_TYPE_NDARRAY, 0, (const char *)plain->meta, (Py_ssize_t)plain->meta_len, plain->nbytes, &d) < 0) return -1;
     struct sr_error e = {0};
@@ -387,7 +399,7 @@ static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value
         Py_XDECREF(done);
         return done ? 0 : -1;
     }
-    struct sr_region *r = srp_open((srp_region *)object);
+    struct sr_region *r = open_live((srp_region *)object, true);
     Py_ssize_t len;
     const char *name = r ? name_of(key, &len) : NULL;
     if (name == NULL) return -1;
@@ -404,7 +416,7 @@ static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value
 
 static PyObject *region_publish(PyObject *object, PyObject *key)
 {
-    struct sr_region *r = srp_open((srp_region *)object);
+    struct sr_region *r = open_live((srp_region *)object, true);
     Py_ssize_t len;
     const char *name = r ? name_of(key, &len) : NULL;
     if (name == NULL) return NULL;
@@ -425,7 +437,7 @@ static PyObject *region_wait(PyObject *object, PyObject *args)
     PyObject *key;
     unsigned long long newer_than, slice;
     if (!PyArg_ParseTuple(args, "UKK", &key, &newer_than, &slice)) return NULL;
-    struct sr_region *r = srp_open((srp_region *)object);
+    struct sr_region *r = open_live((srp_region *)object, true);
     if (r == NULL) return NULL;
     Py_ssize_t len;
     const char *name = name_of(key, &len);
@@ -468,7 +480,7 @@ static PyObject *region_repair(PyObject *o, PyObject *unused) { (void)unused; re
 static PyObject *region_trim(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    struct sr_region *r = srp_open((srp_region *)object);
+    struct sr_region *r = open_live((srp_region *)object, true);
     if (r == NULL) return NULL;
     struct sr_error e = {0};
     uint64_t bytes;

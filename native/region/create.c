@@ -85,20 +85,6 @@ static void fill_catalog(struct sr_region *r)
     s->st_blocks_committed = SR_GEN_BLOCKS;
 }
 
-static int make_data(struct sr_region *r, int dir, const struct sr_region_spec *spec, struct sr_error *e)
-{
-    r->data_fd = r->backend->make(spec->place, dir, r->head.hd_mapped, spec->mode, e);
-    if (r->data_fd < 0) return r->data_fd;
-    int got = r->backend->map(r->data_fd, r->head.hd_mapped, true, &r->data, e);
-    if (got < 0 || !spec->commit_all) return got;
-    uint64_t all = sr_min(sr_align_up(spec->size, r->backend->granule), r->head.hd_mapped);
-    got = r->backend->commit(r->data_fd, &r->data, 0, all, e);
-    if (got == SR_E_FULL)
-        return sr_fail(e, SR_E_UNAVAILABLE, -(e ? e->sys_errno : ENOSPC), "%llu bytes of %s memory are not to be had",
-                       (unsigned long long)all, r->backend->name);
-    return got;
-}
-
 static int note_file(int fd, uint64_t *dev, uint64_t *ino, struct sr_error *e)
 {
     struct stat st;
@@ -109,6 +95,23 @@ static int note_file(int fd, uint64_t *dev, uint64_t *ino, struct sr_error *e)
     return 0;
 }
 
+static int make_data(struct sr_region *r, int dir, const struct sr_region_spec *spec, struct sr_error *e)
+{
+    r->data_fd = r->backend->make(spec->place, dir, r->head.hd_mapped, spec->mode, e);
+    if (r->data_fd < 0) return r->data_fd;
+    int got = note_file(r->data_fd, &r->head.hd_data_dev, &r->head.hd_data_ino, e);
+    if (got == 0) got = r->backend->map(r->data_fd, r->head.hd_mapped, true, &r->data, e);
+    /* The first of it is what an msharefs region is tried on, and what readers touch. */
+    if (got == 0 && !spec->commit_all && r->backend->shared_tables) return sr_region_commit(r, (sr_off){0}, 1, e);
+    if (got < 0 || !spec->commit_all) return got;
+    uint64_t all = sr_min(sr_align_up(spec->size, r->backend->granule), r->head.hd_mapped);
+    got = r->backend->commit(r->data_fd, &r->data, 0, all, e);
+    if (got == SR_E_FULL)
+        return sr_fail(e, SR_E_UNAVAILABLE, -(e ? e->sys_errno : ENOSPC), "%llu bytes of %s memory are not to be had",
+                       (unsigned long long)all, r->backend->name);
+    return got;
+}
+
 static int make_all(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
 {
     SR_FD dir = sr_region__open_dir(e);
@@ -116,7 +119,9 @@ static int make_all(struct sr_region *r, const struct sr_region_spec *spec, stru
     plan_head(&r->head, spec);
     r->backend = spec->backend;
     r->writable = true;
-    int got = sr_sys->getrandom(r->head.hd_id, sizeof r->head.hd_id);
+    int got = sr_region__plan_share(&r->head, spec, e);
+    if (got < 0) return got;
+    got = sr_sys->getrandom(r->head.hd_id, sizeof r->head.hd_id);
     if (got < 0) return sr_fail(e, SR_E_SYSTEM, got, "no random numbers are to be had");
     got = make_members(r, dir, spec->mode, e);
     if (got == 0) got = make_catalog(r, dir, spec->mode, e);
@@ -127,7 +132,6 @@ static int make_all(struct sr_region *r, const struct sr_region_spec *spec, stru
     got = make_data(r, dir, spec, e);
     if (got == 0) got = note_file(r->members_fd, &r->head.hd_members_dev, &r->head.hd_members_ino, e);
     if (got == 0) got = note_file(r->catalog_fd, &r->catalog_dev, &r->catalog_ino, e);
-    if (got == 0) got = note_file(r->data_fd, &r->head.hd_data_dev, &r->head.hd_data_ino, e);
     if (got == 0) got = sr_member_join(r, e);
     r->open = got == 0;
     return got;
@@ -176,6 +180,7 @@ static int start_keeper(struct sr_region *r, const struct sr_region_spec *spec, 
             .path = spec->keeper, .region = r->name, .names = {catalog, members, socket},
             .listener = listener, .members = r->members_fd, .data_rw = r->data_fd, .data_ro = data_ro,
             .catalog = catalog_ro, .rows = r->head.hd_rows, .mode = spec->mode, .persist = spec->persist,
+            .msharefs = r->backend->shared_tables ? spec->msharefs : NULL, .share_size = r->head.hd_share_size,
         };
         got = spec->keeper ? sr_keeper_start(&task) : -ENOENT;
     }
@@ -219,6 +224,10 @@ static int name_segments(struct sr_region *r, int dir, bool replace, const struc
     int got = link_segment(dir, r->members_fd, r, SR_SEGMENT_MEMBERS);
     if (got == 0 && (r->head.hd_flags & SR_HEAD_KEPT)) {
         int started = start_keeper(r, spec, e);
+        if (started == 0 && r->backend->shared_tables) {
+            started = sr_region__make_share(r, spec, e);
+            write_head(r);
+        }
         if (started < 0) {
             sr_region__remove_names(dir, &r->head);
             return started == SR_E_UNAVAILABLE ? -ENOLINK : -EIO;

@@ -67,6 +67,14 @@ int sr_region__data_fd(struct sr_region *r)
     return install(&r->data_fd, fd, sr_keeper_fetch(path, h->hd_uid, true));
 }
 
+int sr_region__share_fd(struct sr_region *r)
+{
+    int fd = __atomic_load_n(&r->share_fd, __ATOMIC_SEQ_CST);
+    const struct sr_head *h = &r->head;
+    if (sr_region__is(fd, h->hd_share_dev, h->hd_share_ino)) return fd;
+    return install(&r->share_fd, fd, sr_region__open_share(h, h->hd_uid, r->writable));
+}
+
 int sr_rows_held(struct sr_region *r, uint32_t row, uint32_t count)
 {
     int fd = sr_region__members_fd(r);

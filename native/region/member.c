@@ -466,6 +466,7 @@ static void after_fork_in_child(void)
             note_own_row(r);
             free(r->child_rows);
             r->child_rows = NULL;
+            sr_region__touch_share(r);
         } else {
             /* No row was to be had: this child is no member, and its pins are nobody's. */
             r->open = false;

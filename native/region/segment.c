@@ -59,7 +59,7 @@ static int check_head(const struct sr_head *h, const char *name, uint64_t file_s
               h->hd_reason[sizeof h->hd_reason - 1] == '\0' && sr_is_aligned(h->hd_gen0, SR_PAGE) &&
               h->hd_gen0 >= SR_COMMIT_MAP_AT + sr_commit_map_size(h->hd_mapped, h->hd_granule) &&
               h->hd_gen0 <= INT64_MAX / 2 && h->hd_catalog_size >= sr_gen_at(h->hd_gen0, h->hd_gens);
-    if (!ok) return corrupt(e, name, "contradicts itself");
+    if (!ok || !sr_region__share_ok(h, b)) return corrupt(e, name, "contradicts itself");
     if (file_size < h->hd_catalog_size) return corrupt(e, name, "is truncated");
     return 0;
 }
@@ -158,15 +158,22 @@ static int check_members(const struct sr_region *r, struct sr_error *e)
     return ok ? 0 : sr_fail(e, SR_E_CORRUPT, 0, "the members segment of region '%s' contradicts its catalog", r->name);
 }
 
+static int map_data(struct sr_region *r, struct sr_error *e)
+{
+    if (r->share_fd >= 0) return sr_region__attach_share(r, &r->data, e);
+    int got = check_size(r->data_fd, r->head.hd_mapped, r->name, "data", e);
+    return got < 0 ? got : r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
+}
+
 /* Map what the descriptors refer to and join. */
 static int map_and_join(struct sr_region *r, struct sr_error *e)
 {
     int got = check_size(r->members_fd, SR_PAGE * (1 + (uint64_t)r->head.hd_rows), r->name, "members", e);
-    if (got == 0) got = check_size(r->data_fd, r->head.hd_mapped, r->name, "data", e);
     if (got == 0) got = sr_region__view(r, e);
     if (got == 0) got = check_members(r, e);
-    if (got == 0) got = r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
+    if (got == 0) got = map_data(r, e);
     if (got == 0) got = sr_member_join(r, e);
+    if (got == 0) sr_region__touch_share(r);
     return got;
 }
 
@@ -180,7 +187,7 @@ struct sr_region *sr_region__new(const char *name, struct sr_error *e)
         return NULL;
     }
     memcpy(r->name, name, strlen(name));
-    r->members_fd = r->catalog_fd = r->data_fd = -1;
+    r->members_fd = r->catalog_fd = r->data_fd = r->share_fd = -1;
     pthread_mutex_init(&r->local, NULL);
     pthread_mutex_init(&r->writers, NULL);
     pthread_mutex_init(&r->growth, NULL);
@@ -197,6 +204,7 @@ void sr_region__free(struct sr_region *r)
     sr_sys_unmap(&r->small_members);
     sr_sys_unmap(&r->small_catalog);
     sr_region__close_own(&r->data_fd, r->head.hd_data_dev, r->head.hd_data_ino);
+    sr_region__close_own(&r->share_fd, r->head.hd_share_dev, r->head.hd_share_ino);
     sr_region__close_own(&r->catalog_fd, r->catalog_dev, r->catalog_ino);
     sr_region__close_own(&r->members_fd, r->head.hd_members_dev, r->head.hd_members_ino);
     pthread_mutex_destroy(&r->local);
@@ -326,11 +334,15 @@ static int attach_once(struct sr_region *r, bool writable, uint32_t owner, struc
             return sr_fail(e, SR_E_NOT_FOUND, -ENOENT, "there is no region '%s'", r->name);
         }
     }
-    r->data_fd = sr_region__open_data(dir, &r->head, owner == SR_NO_OWNER ? sr_sys_uid() : owner, writable);
-    if (r->data_fd < 0) {
+    uint32_t uid = owner == SR_NO_OWNER ? sr_sys_uid() : owner;
+    /* Readers on msharefs get the region that shows the memory, and not the memory. */
+    bool share = r->backend->shared_tables && !writable;
+    int *memory = share ? &r->share_fd : &r->data_fd;
+    *memory = share ? sr_region__open_share(&r->head, uid, false) : sr_region__open_data(dir, &r->head, uid, writable);
+    if (*memory < 0) {
         /* Gone together with its name: not lost, removed. */
         bool removed = sr_sys->fstat(r->catalog_fd, &st) == 0 && st.st_nlink == 0;
-        return removed || r->data_fd == -ESTALE ? CHANGED : data_failed(r, r->data_fd, e);
+        return removed || *memory == -ESTALE ? CHANGED : data_failed(r, *memory, e);
     }
     int got = map_and_join(r, e);
     if (got == SR_E_FULL && sr_sys_held(r->members_fd, 0, r->head.hd_rows) > 1) return LEAVING;
@@ -351,7 +363,7 @@ int sr_region_attach(struct sr_region **out, const char *name, bool writable, ui
         got = attach_once(r, writable, owner, &local);
         if (got == 0) {
             /* A reader needs its descriptors to probe liveness and to map more of the catalog. */
-            if (!writable) sr_sys_close(&r->data_fd);
+            if (!writable) sr_sys_close(&r->data_fd), sr_sys_close(&r->share_fd);
             r->open = true;
             sr_region__track(r);
             *out = r;
@@ -463,6 +475,7 @@ int sr_region_commit(struct sr_region *r, sr_off off, uint64_t len, struct sr_er
         int fd = sr_region__data_fd(r);
         if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
         int got = r->backend->commit(fd, &r->data, from, to - from, e);
+        if (got == 0) got = sr_region__show(r, from, to - from, e);
         if (got < 0) return got;
         /* First the memory, then the mark: a mark without memory would be a SIGBUS for the next. */
         for (uint64_t k = g; k < g + run; k++) mark_committed(r, k, true);
@@ -478,13 +491,15 @@ int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *
     if (r->head.hd_flags & SR_HEAD_COMMITTED) return 0;
     uint64_t granule = r->head.hd_granule;
     for (uint64_t g = off.at / granule; g < (off.at + len) / granule; g++) {
-        if (!committed(r, g)) continue;
+        if (!committed(r, g) || sr_region__stays(r, g * granule)) continue;
         /* First the mark, then the memory: the other way round, a commit that finds the mark would
          * leave a hole, which is SIGBUS with an empty pool. */
         mark_committed(r, g, false);
         int fd = sr_region__data_fd(r);
         if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
-        int got = r->backend->punch(fd, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
+        int got = sr_region__hide(r, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
+        if (got < 0) return got;
+        got = r->backend->punch(fd, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
         if (got < 0) return got;
         *freed += granule;
     }

@@ -106,7 +106,11 @@ struct sr_head {
     uint32_t hd_name_len;       /*  140 */
     char hd_name[240];          /*  144 */
     char hd_reason[576];        /*  384  why this backend was chosen; NUL-terminated           */
-    uint32_t hd_reserved[15];   /*  960 */
+    uint64_t hd_share_dev;      /*  960  of the msharefs region; 0, as the next three, if none */
+    uint64_t hd_share_ino;      /*  968 */
+    uint64_t hd_share_size;     /*  976  its address space                                     */
+    uint64_t hd_share_unit;     /*  984  what that is a multiple of                            */
+    uint32_t hd_reserved[7];    /*  992 */
     uint32_t hd_crc;            /* 1020  of bytes 0..1020                                      */
 };
 SR_ASSERT_FIELD(struct sr_head, hd_id, 16);
@@ -114,6 +118,7 @@ SR_ASSERT_FIELD(struct sr_head, hd_catalog_size, 64);
 SR_ASSERT_FIELD(struct sr_head, hd_granule, 128);
 SR_ASSERT_FIELD(struct sr_head, hd_name, 144);
 SR_ASSERT_FIELD(struct sr_head, hd_reason, 384);
+SR_ASSERT_FIELD(struct sr_head, hd_share_dev, 960);
 SR_ASSERT_FIELD(struct sr_head, hd_crc, 1020);
 SR_ASSERT_SIZE(struct sr_head, 1024);
 
@@ -254,12 +259,14 @@ struct sr_members_head {
     _Atomic uint32_t mh_rows_high;    /* 40  rows below were used at some time                   */
     _Atomic uint32_t mh_releases;     /* 44  counts dropped pins: a hint to look through limbo   */
     _Atomic uint32_t mh_cursor;       /* 48  where the next joiner looks for rows of the dead    */
-    uint32_t mh_reserved[3];
+    _Atomic uint32_t mh_keeper;       /* 52  its thread; SR_DEATH_MARK once it has ended (msharefs)*/
+    uint32_t mh_reserved[2];
     _Atomic uint64_t mh_clean[SR_ROWS_MAX / 64]; /* 64  a bit for each row left cleanly: a hint  */
     uint8_t mh_reserved2[4096 - 64 - SR_ROWS_MAX / 8];
 };
 SR_ASSERT_FIELD(struct sr_members_head, mh_clean, 64);
 SR_ASSERT_FIELD(struct sr_members_head, mh_rows_high, 40);
+SR_ASSERT_FIELD(struct sr_members_head, mh_keeper, 52);
 SR_ASSERT_SIZE(struct sr_members_head, 4096);
 
 enum sr_row_state { SR_ROW_CLEAN = 0, SR_ROW_USED = 1, SR_ROW_LEAVING = 2 /* its process is ending */ };

@@ -29,6 +29,7 @@ struct sr_region_spec {
     bool persist, replace, commit_all;
     const char *reason;                  /* shown by every member                           */
     const char *keeper;                  /* path of the keeper's executable                 */
+    const char *msharefs;                /* where it is mounted; for that backend           */
 };
 
 /* --- local bookkeeping of pins: which block sits in which slot, how often --------------------- */
@@ -55,6 +56,8 @@ struct sr_region {
     pthread_mutex_t growth;
     int members_fd;              /* to probe liveness                                       */
     int catalog_fd, data_fd;     /* to map more and to commit; a reader has no data_fd      */
+    int share_fd;                /* a writer's: the msharefs region that shows the memory   */
+    _Atomic bool lost;           /* the keeper that owned that region has ended             */
     uint64_t catalog_dev, catalog_ino;
 
     pthread_mutex_t local;       /* guards what follows                                     */
@@ -173,6 +176,16 @@ uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t l
  * nobody sees it; *skip is how far off lies in the mapping. The caller holds the block, and unmaps
  * before it lets go. SR_E_FULL (hugetlb: no free pages), SR_E_LOST, SR_E_UNAVAILABLE. (private.c) */
 int sr_region_map_private(struct sr_region *r, sr_off off, uint64_t len, struct sr_map *map, uint64_t *skip, struct sr_error *e);
+
+/* --- msharefs (share.c) ----------------------------------------------------------------------- */
+
+bool sr_region__keeper_gone(struct sr_region *r);
+/* Whether what readers see is gone, with the keeper that owned it. Costs one load while all is well. */
+static inline bool sr_region_lost(struct sr_region *r)
+{
+    return SR_UNLIKELY(atomic_load_explicit(&sr_members(r)->mh_keeper, memory_order_relaxed) & SR_DEATH_MARK) &&
+           r->backend->shared_tables && sr_region__keeper_gone(r);
+}
 
 /* --- members, pins, tickets (member.c) -------------------------------------------------------- */
 

@@ -19,6 +19,7 @@ void sr_region__socket_path(char out[SR_SOCKET_PATH], const uint8_t id[16]);
 int sr_region__members_fd(struct sr_region *r);
 int sr_region__catalog_fd(struct sr_region *r);
 int sr_region__data_fd(struct sr_region *r);
+int sr_region__share_fd(struct sr_region *r);
 bool sr_region__is(int fd, uint64_t dev, uint64_t ino);
 /* Close it unless it has become somebody else's. */
 void sr_region__close_own(int *fd, uint64_t dev, uint64_t ino);
@@ -29,6 +30,22 @@ int sr_region__view(struct sr_region *r, struct sr_error *e);
 /* onlook.c: an onlooker's view grows by copying. */
 bool sr_region__copy_gens(struct sr_region *r, unsigned from, unsigned until);
 bool sr_region__copy_rows(struct sr_region *r, uint32_t from, uint32_t until);
+/* share.c: all of it does nothing where the memory is not on msharefs. */
+int sr_region__plan_share(struct sr_head *h, const struct sr_region_spec *spec, struct sr_error *e);
+bool sr_region__share_ok(const struct sr_head *h, const struct sr_backend *b);
+/* Get the region that the keeper has made, show in it what is committed, and try whether it works. */
+int sr_region__make_share(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e);
+/* From the keeper, whose user must be `uid`; -errno. */
+int sr_region__open_share(const struct sr_head *head, uint32_t uid, bool writable);
+/* Map it: a reader's data, and what a writer sees of files. */
+int sr_region__attach_share(struct sr_region *r, struct sr_map *map, struct sr_error *e);
+void sr_region__touch_share(struct sr_region *r);
+/* After granules were committed and before they are marked; after the mark is taken away and before
+ * they are punched. */
+int sr_region__show(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
+int sr_region__hide(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
+/* Whether the granule at `at` is never given back. */
+bool sr_region__stays(const struct sr_region *r, uint64_t at);
 
 /* segment.c */
 int sr_region__open_dir(struct sr_error *e);

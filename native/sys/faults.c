@@ -1,13 +1,55 @@
 /* faults: any kernel call made to fail once, for tests. Built with -Dfault_injection=true only.
  *
- * A second table in front of sr_sys_linux counts the calls by name, and answers the n-th call of one
+ * A second table in front of the kernel counts the calls by name, and answers the n-th call of one
  * name with an error instead of making it. What the kernel does even when it reports an error is
  * done here too: close(2) releases the descriptor.
  */
 #define _GNU_SOURCE
 #include "sr_sys.h"
+#include "sr_sys_private.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+/* --- a stand-in for msharefs ------------------------------------------------------------------ */
+
+/* No released kernel has msharefs, so tests bring a file system in user space that answers as it
+ * does (tests/support). Two things such a file system cannot do by itself: the kernel gives FUSE's
+ * magic number for it, and does not ask it before it maps a file. It is known by its count of files. */
+#define FUSE_MAGIC 0x65735546
+#define MSHAREFS_MAGIC 0x4D534852
+
+struct double_map { uint64_t length, process; };    /* in: length; out: a process and its descriptor */
+#define DOUBLE_MAP _IOWR('x', 0xFF, struct double_map)
+
+static int double_fstatfs(int fd, struct statfs *st)
+{
+    int r = sr_sys_linux.fstatfs(fd, st);
+    if (r == 0 && st->f_type == FUSE_MAGIC && st->f_files == MSHAREFS_MAGIC) st->f_type = MSHAREFS_MAGIC;
+    return r;
+}
+
+static int double_mmap(void **at, size_t len, int prot, int flags, int fd, off_t offset)
+{
+    struct statfs st;
+    if (fd < 0 || double_fstatfs(fd, &st) < 0 || st.f_type != MSHAREFS_MAGIC) return sr_sys_linux.mmap(at, len, prot, flags, fd, offset);
+    struct double_map ask = {.length = len};
+    int r = sr_sys_linux.ioctl(fd, DOUBLE_MAP, &ask);
+    if (r < 0) return r;
+    /* What is passed through is told at open; of hugetlb nothing can be, and its own file is mapped. */
+    char path[64];
+    if (ask.process) snprintf(path, sizeof path, "/proc/%u/fd/%u", (unsigned)ask.process, (unsigned)(ask.process >> 32));
+    else snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = sr_sys_linux.openat(AT_FDCWD, path, O_RDONLY, 0);
+    if (own < 0) return own;
+    r = sr_sys_linux.mmap(at, len, prot, flags, own, offset);
+    sr_sys_linux.close(own);
+    return r;
+}
+
+/* --- every call ------------------------------------------------------------------------------- */
 
 /* name, result, parameters, arguments: one line for each pointer of struct sr_sys. */
 #define CALLS(X) \
@@ -38,6 +80,7 @@
     X(futex_wait, int, (const _Atomic uint32_t *a, uint32_t b, const struct timespec *c), (a, b, c)) \
     X(futex_wake, int, (const _Atomic uint32_t *a, int b), (a, b)) \
     X(clock_gettime, int, (clockid_t a, struct timespec *b), (a, b)) \
+    X(set_robust_list, int, (void *a, size_t b), (a, b)) \
     X(socket, int, (int a, int b, int c), (a, b, c)) \
     X(bind, int, (int a, const struct sockaddr *b, socklen_t c), (a, b, c)) \
     X(listen, int, (int a, int b), (a, b)) \
@@ -77,7 +120,7 @@ static int fails(enum call call)
     { \
         int error = fails(CALL_##name); \
         if (error && !EVEN_SO(CALL_##name)) return -error; \
-        result done = sr_sys_linux.name arguments; \
+        result done = sr_sys__double.name arguments; \
         return error ? -error : done; \
     }
 #define EVEN_SO(call) ((call) == CALL_close)
@@ -85,6 +128,14 @@ CALLS(WRAPPER)
 
 #define POINTER(name, result, parameters, arguments) .name = faulty_##name,
 static const struct sr_sys faulty = {CALLS(POINTER)};
+
+#define AS_LINUX(name, result, parameters, arguments) \
+    __attribute__((unused)) static result plain_##name parameters { return sr_sys_linux.name arguments; }
+CALLS(AS_LINUX)
+#define plain_fstatfs double_fstatfs
+#define plain_mmap double_mmap
+#define DOUBLE_POINTER(name, result, parameters, arguments) .name = plain_##name,
+const struct sr_sys sr_sys__double = {CALLS(DOUBLE_POINTER)};
 
 int sr_faults_arm(const char *name, unsigned nth, int error)
 {
@@ -108,7 +159,7 @@ void sr_faults_watch(void)
 void sr_faults_disarm(void)
 {
     armed.error = 0;
-    sr_sys = &sr_sys_linux;
+    sr_sys = &sr_sys__double;
 }
 
 const char *sr_faults_counted(unsigned call, unsigned *count)

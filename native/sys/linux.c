@@ -72,6 +72,8 @@ static int do_futex_wake(const _Atomic uint32_t *word, int count)
 }
 static int do_clock_gettime(clockid_t clock, struct timespec *now) { return RESULT(clock_gettime(clock, now)); }
 
+static int do_set_robust_list(void *head, size_t len) { return RESULT(syscall(SYS_set_robust_list, head, len)); }
+
 static int do_socket(int domain, int type, int protocol) { return RESULT(socket(domain, type | SOCK_CLOEXEC, protocol)); }
 static int do_bind(int fd, const struct sockaddr *addr, socklen_t len) { return RESULT(bind(fd, addr, len)); }
 static int do_listen(int fd, int backlog) { return RESULT(listen(fd, backlog)); }
@@ -136,6 +138,7 @@ const struct sr_sys sr_sys_linux = {
     .futex_wait = do_futex_wait,
     .futex_wake = do_futex_wake,
     .clock_gettime = do_clock_gettime,
+    .set_robust_list = do_set_robust_list,
     .socket = do_socket,
     .bind = do_bind,
     .listen = do_listen,
@@ -155,4 +158,8 @@ const struct sr_sys sr_sys_linux = {
     .spawn_detached = sr_sys__spawn_detached,
 };
 
+#ifdef SR_FAULTS
+const struct sr_sys *sr_sys = &sr_sys__double;
+#else
 const struct sr_sys *sr_sys = &sr_sys_linux;
+#endif

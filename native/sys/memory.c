@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -145,6 +146,20 @@ int sr_sys_hold(int fd, uint64_t row, uint64_t offset, size_t len, struct sr_map
 int sr_sys_hold_private(const struct sr_map *map)
 {
     return sr_sys->madvise(map->at, map->len, MADV_DONTFORK);
+}
+
+int sr_sys_mark_death(_Atomic uint32_t *word)
+{
+    /* The list and its one entry are this thread's own; the kernel finds the word by its distance from
+     * the entry, and marks it if it holds the number of the thread that ends. */
+    static struct robust_list entry;
+    static struct robust_list_head head;
+    entry.next = &head.list;
+    head.list.next = &entry;
+    head.futex_offset = (long)((uintptr_t)word - (uintptr_t)&entry);
+    head.list_op_pending = NULL;
+    atomic_store(word, (uint32_t)gettid());
+    return sr_sys->set_robust_list(&head, sizeof head);
 }
 
 /* --- small ------------------------------------------------------------------------------------ */

@@ -62,6 +62,7 @@ struct sr_sys {
     int (*futex_wait)(const _Atomic uint32_t *word, uint32_t expected, const struct timespec *timeout);
     int (*futex_wake)(const _Atomic uint32_t *word, int count);
     int (*clock_gettime)(clockid_t clock, struct timespec *now);
+    int (*set_robust_list)(void *head, size_t len);          /* linux/futex.h                   */
     /* sockets */
     int (*socket)(int domain, int type, int protocol);
     int (*bind)(int fd, const struct sockaddr *addr, socklen_t len);
@@ -152,6 +153,12 @@ int sr_sys_lock(int fd, uint64_t row, uint64_t count, bool wait);
 int sr_sys_unlock(int fd, uint64_t row, uint64_t count);
 /* The same, shared with others who take it so; -EAGAIN. A read-only descriptor will do. */
 int sr_sys_lock_shared(int fd, uint64_t row, uint64_t count);
+
+/* The same for a single process, to be seen without a call: a word in shared memory that gets this bit
+ * when the calling thread ends, however it ends. The kernel sets it (robust futexes) before it takes
+ * the thread's memory and files apart. One word a thread; the thread must use no robust mutexes. */
+#define SR_DEATH_MARK UINT32_C(0x40000000)
+int sr_sys_mark_death(_Atomic uint32_t *word);
 
 /* --- descriptors through sockets -------------------------------------------------------------- */
 

@@ -9,21 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sharedregion._kernel import cgroup, mounts, procfs, sysfs
+from sharedregion._kernel.msharefs import Msharefs, look
 
 __all__ = ["Facts", "Msharefs", "gather"]
-
-
-@dataclass(frozen=True)
-class Msharefs:
-    """Whether the kernel knows msharefs, and where it is mounted."""
-
-    known: bool = False
-    path: str | None = None
-
-    @property
-    def mounted(self) -> bool:
-        """True where a file can be made in it."""
-        return self.path is not None
 
 
 @dataclass(frozen=True)
@@ -47,8 +35,6 @@ def gather(root: str = "/") -> Facts:
     """Look at the machine (or at the tree at `root`). Never raises for what is missing."""
     memory = procfs.meminfo(root)
     table = mounts.mount_table(root)
-    mshare = mounts.mounted("msharefs", table)
-    known = mshare is not None or "msharefs" in procfs.filesystems(root)
     machine = os.uname().machine if hasattr(os, "uname") else "unknown"
     return Facts(
         supported=sys.platform == "linux" and machine == "x86_64",
@@ -59,7 +45,7 @@ def gather(root: str = "/") -> Facts:
         pools=MappingProxyType(sysfs.hugepage_pools(root)),
         thp=sysfs.transparent_hugepages(root),
         shm=mounts.shm_space(root, table),
-        msharefs=Msharefs(known, mshare.point if mshare else None),
+        msharefs=look(root, table),
         memory_limits=tuple(cgroup.memory_limits(root, table)),
         hugetlb_limits=tuple(cgroup.hugetlb_limits(root, table)),
     )

@@ -18,11 +18,16 @@ _spec.loader.exec_module(kinds)
 
 @pytest.fixture(params=kinds.KINDS)
 def make(
-    request: pytest.FixtureRequest, pool: Callable[[int, int], None], unique: str
+    request: pytest.FixtureRequest,
+    pool: Callable[[int, int], None],
+    msharefs: Callable[[int], Any],
+    unique: str,
 ) -> Iterator[Callable[..., sr.Region]]:
     """Makes regions of one kind: make(suffix="", size=..., **what create takes)."""
     if request.param in kinds.POOLS:
         pool(*kinds.POOLS[request.param])
+    if request.param in kinds.UNITS:
+        msharefs(kinds.UNITS[request.param])
     made: list[sr.Region] = []
 
     def make_one(suffix: str = "", **more: Any) -> sr.Region:
