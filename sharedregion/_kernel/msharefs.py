@@ -26,7 +26,7 @@ class Msharefs:
     `unit` is what the address space of a region is a multiple of, in bytes; None where the mount does
     not say. `usable` says whether this user may make files there. `sticky` is whether its folder lets
     only the owner of a file remove it. `refused` is why the kernel did not do what the mount promised,
-    when that was tried. `abi` is what was found to work.
+    when that was tried.
     """
 
     known: bool = False
@@ -36,7 +36,6 @@ class Msharefs:
     sticky: bool = False
     named: bool = False
     refused: str | None = None
-    abi: str | None = None
 
     @property
     def mounted(self) -> bool:

@@ -55,11 +55,54 @@ def test_with_nothing_reserved_it_is_thp_and_the_rest_say_why() -> None:
     assert of(found, "hugetlb-2m").reason == "no 2 MiB pages are reserved"
 
 
-@pytest.mark.parametrize("known", [Msharefs(True, None), Msharefs(True, "/sys/fs/mshare")])
-def test_msharefs_is_known_but_not_supported_yet(known: Msharefs) -> None:
-    found = of(choose(machine(msharefs=known), Request(8 * GIB)), "msharefs")
+MOUNTED = Msharefs(known=True, path="/sys/fs/mshare", unit=512 * GIB, usable=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "size", "reason", "remedy"),
+    [
+        (Msharefs(), 8 * GIB, "this kernel has no msharefs", None),
+        (Msharefs(known=True), 8 * GIB, "not mounted", "sudo mount -t msharefs msharefs /sys/fs/mshare"),
+        (replace(MOUNTED, unit=None), 8 * GIB, "no mshare_info", None),
+        (replace(MOUNTED, unit=0), 8 * GIB, "absurd: 0", None),
+        (replace(MOUNTED, unit=3 << 30), 8 * GIB, "absurd: 3221225472", None),
+        (replace(MOUNTED, unit=1 << 60), 8 * GIB, "absurd", None),
+        (replace(MOUNTED, usable=False), 8 * GIB, "may not make files", "sudo chmod 1777 /sys/fs/mshare"),
+        (replace(MOUNTED, refused="another interface"), 8 * GIB, "another interface", None),
+        (MOUNTED, 127 << 40, "more than an address space", None),
+        (MOUNTED, 1 << 20, "less than one large page", 'backend="msharefs" takes it all the same'),
+    ],
+)
+def test_what_speaks_against_msharefs_is_said(
+    there: Msharefs, size: int, reason: str, remedy: str | None
+) -> None:
+    """Each with its reason, and with what would change it; auto goes on to the next."""
+    found = of(choose(machine(msharefs=there), Request(size, commit="lazy")), "msharefs")
     assert not found.usable
-    assert "does not support" in found.reason
+    assert reason in found.reason
+    assert (found.remedy or "").startswith(remedy or "")
+    assert bool(found.remedy) == bool(remedy)
+    assert first(machine(msharefs=there), size, commit="lazy") in ("thp", "shm")
+
+
+def test_msharefs_is_first_where_it_serves() -> None:
+    """Its memory is reserved large pages only where hugetlb itself would take them; else shared memory. It says which."""
+    plain = choose(machine(msharefs=MOUNTED), Request(8 * GIB))[0]
+    assert (plain.name, plain.usable, plain.place, plain.commit) == ("msharefs", True, "memfd", "lazy")
+    assert "no 2 MiB pages are reserved" in plain.notes[0]
+    huge, other, *_ = choose(machine((pool(total=8192),), msharefs=MOUNTED), Request(8 * GIB))
+    assert (huge.name, huge.usable, huge.place, huge.commit) == ("msharefs", True, "hugetlb", "full")
+    assert "reserved 2 MiB pages" in huge.notes[0]
+    assert (other.name, other.place) == ("msharefs", "memfd")
+    little = choose(machine((pool(total=8192),), msharefs=MOUNTED), Request(1 * GIB))[0]
+    assert (little.name, little.place) == ("msharefs", "memfd")
+    assert "left to others" in little.notes[0]
+
+
+def test_msharefs_asked_for_by_name_is_tried_again() -> None:
+    """What refused once is passed over by auto alone; and a region of any size is made if it is asked for."""
+    facts = machine(msharefs=replace(MOUNTED, refused="another interface"))
+    assert choose(facts, Request(4096, backend="msharefs"))[0].usable
 
 
 def test_auto_takes_hugetlb_from_4_gib() -> None:
