@@ -58,8 +58,8 @@ def footprint(
 
     linked: all tables that a process reaches. private: those that it alone reaches. proportional:
     each table divided by the processes that reach it. Then: which files and shared memory objects
-    they serve, and how much of the machine's PageTables they are. The exit code is 1 if a process
-    that was named is gone or not yours to see.
+    they serve (once: a table that several reach counted once), and how much of the machine's
+    PageTables they are. The exit code is 1 if a process that was named is gone or not yours to see.
     """
     if targets and (everyone or user is not None or command is not None):
         raise click.UsageError("name processes, or choose them by --all, --user and --command, but not both")
@@ -75,8 +75,7 @@ def footprint(
         # Who has a region mapped is found by looking at everyone.
         found = look(*([] if names else chosen), regions=regions, leaves=leaves, mappings=True)
     shown = [one for one in found.processes if not names or one.pid in pids or _uses(one)]
-    named = {*found.gone, *found.denied} | (set(pids) - {one.pid for one in found.processes})
-    missing = sorted(pid for pid in named if pid in pids)
+    missing = _missing(found, pids if targets else chosen, shown)
     advice = found.advice() if advised else ()
     if as_json:
         document = found.to_dict()
@@ -87,12 +86,27 @@ def footprint(
         render.print_json(document)
     else:
         # Who names processes wants all of them, in their order; who looks around wants the costliest.
-        _show(found, shown, leaves, top if top is not None else 0 if targets else 20)
-        if missing:
-            render.line(f"gone, or not yours to see: {', '.join(map(str, missing))}")
+        _show(found, shown, leaves, top if top is not None else 0 if targets else 20, not (targets or chosen))
+        for why, which in missing.items():
+            render.line(f"{why}: {_some(which)}.")
         if advised:
             _show_advice(advice)
-    return 1 if missing else 0
+    # Who is chosen by a rule may end at any time; who is named is missed.
+    return 1 if missing and targets else 0
+
+
+def _missing(
+    found: Footprint, wanted: Sequence[int], shown: Sequence[ProcessFootprint]
+) -> dict[str, list[int]]:
+    """Those of `wanted` that cannot be shown, by the reason."""
+    left = set(wanted) - {one.pid for one in shown}
+    reasons = {
+        "not yours to see": set(found.denied),
+        "kernel threads, which have no page tables of their own": set(found.kernel_threads),
+    }
+    sorted_out = {why: sorted(left & pids) for why, pids in reasons.items()}
+    sorted_out["ended"] = sorted(left.difference(*reasons.values()))
+    return {why: pids for why, pids in sorted_out.items() if pids}
 
 
 def _choose(user: str | None, command: str | None) -> list[int]:
@@ -121,7 +135,9 @@ def _plural(count: int, word: str) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def _show(found: Footprint, shown: Sequence[ProcessFootprint], leaves: bool, top: int) -> None:
+def _show(
+    found: Footprint, shown: Sequence[ProcessFootprint], leaves: bool, top: int, everyone: bool
+) -> None:
     ordered = sorted(shown, key=lambda one: -one.proportional_bytes) if top else list(shown)
     first = ordered[:top] if top else ordered
     columns = ["pid", "command", "linked", "private", "proportional"]
@@ -143,7 +159,7 @@ def _show(found: Footprint, shown: Sequence[ProcessFootprint], leaves: bool, top
     if found.mappings:
         _show_mappings(found)
     render.line()
-    _show_total(found)
+    _show_total(found, everyone)
 
 
 def _show_regions(shown: Sequence[ProcessFootprint]) -> None:
@@ -191,7 +207,7 @@ def _show_mappings(found: Footprint) -> None:
     render.table(columns, rows, right=columns[2:], cut=["tables of"])
 
 
-def _show_total(found: Footprint) -> None:
+def _show_total(found: Footprint, everyone: bool) -> None:
     looked = found.looked_at
     others = max(0, looked["distinct_bytes"] - found.distinct_bytes)
     rows = [
@@ -216,8 +232,10 @@ def _show_total(found: Footprint) -> None:
         who = _plural(looked["denied"], "process")
         remedy = "" if os.geteuid() == 0 else ": root sees them, or the helper with capabilities of its own"
         render.line(f"{who} not yours to see{count}{remedy}.")
-    if looked["gone"]:
-        render.line(f"{_plural(looked['gone'], 'process')} ended meanwhile: {_some(found.gone)}.")
+    if everyone and found.gone:
+        render.line(
+            f"{_plural(len(found.gone), 'process')} ended before being looked at: {_some(found.gone)}."
+        )
     moving = [one.pid for one in found.processes if one.moving]
     if moving:
         render.line(f"changed while being read, so not exact: {_some(moving)}.")

@@ -133,7 +133,7 @@ def shorten(text: str, room: int) -> str:
     """`text` in `room` places: the middle of what is too long is left out, since paths differ at their ends."""
     if cell_len(text) <= room:
         return text
-    before, after = set_cell_size(text, (room - 3) // 2).rstrip(), room - 3 - (room - 3) // 2
+    before, after = set_cell_size(text, (room - 3) // 3).rstrip(), room - 3 - (room - 3) // 3
     end = len(text)
     while end > 0 and cell_len(text[end - 1 :]) <= after:
         end -= 1

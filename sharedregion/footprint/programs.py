@@ -36,9 +36,10 @@ PROGRAMS = (
             ("PostgreSQL's setting; then restart it", "psql -c \"ALTER SYSTEM SET huge_pages = 'on'\""),
         ),
         huge=(
+            ("PostgreSQL's setting", "psql -c \"ALTER SYSTEM SET huge_pages = 'on'\""),
             (
-                "PostgreSQL's settings (version 14 and newer); then restart it",
-                "psql -c \"ALTER SYSTEM SET huge_pages = 'on'\" -c \"ALTER SYSTEM SET huge_page_size = '1GB'\"",
+                "and, from version 14 on; then restart it",
+                "psql -c \"ALTER SYSTEM SET huge_page_size = '1GB'\"",
             ),
         ),
     ),
