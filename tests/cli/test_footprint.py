@@ -148,17 +148,20 @@ def test_a_choice_that_makes_no_sense_is_said(arguments: list[str], code: int, w
     assert "Traceback" not in done.stderr
 
 
+def is_kernel_thread(pid: str) -> bool:
+    try:
+        return "Kthread:\t1" in Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+
+
 @pytest.mark.root
 def test_those_that_cannot_be_shown_are_told_by_reason() -> None:
     """A pid that is gone and a kernel thread: exit code 1, each with its reason; the others are shown."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     # A container has none of its own.
-    kernel = [
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit() and "Kthread:\t1" in Path(f"/proc/{name}/status").read_text(errors="replace")
-    ][:1]
+    kernel = [int(name) for name in os.listdir("/proc") if name.isdigit() and is_kernel_thread(name)][:1]
     done = run(ended.pid, *kernel, os.getpid())
     assert done.returncode == 1
     lines = done.stdout.splitlines()
