@@ -19,6 +19,9 @@ LEAST = {
     "joblib": ("1.4", "joblib"),
     "gunicorn": ("23", "gunicorn"),
     "uvicorn": ("0.30", "uvicorn"),
+    "distributed": ("2024.1", "dask"),
+    "ray": ("2.30", "ray"),
+    "duckdb": ("1.0", "duckdb"),
 }
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from sharedregion import _native, codecs
+from sharedregion import _native, codecs, references
 from sharedregion._sizes import format_size, parse_size
 from sharedregion.errors import (
     BackendUnavailable,
@@ -298,10 +298,15 @@ def share(value: Any, *, backend: str = "auto") -> Any:
     their arrays read-only views of the region. Sent to other processes by multiprocessing, its
     arrays travel as references of less than 300 bytes. The memory is gone with the last holder.
     """
+    return share_with_reference(value, backend)[0]
+
+
+def share_with_reference(value: Any, backend: str = "auto") -> tuple[Any, references.Reference]:
+    """As `share`, with a reference to the placed value; the reference alone does not hold its memory."""
     codec = codecs.codec_for(value)
     prepare = getattr(codec, "prepare", None)
     if prepare is not None:
         value = prepare(value)
     with create(size=max(codec.size_of(value), 1) + PAGE, backend=backend) as region:
         codec.place(region, "value", value, 0)
-        return region["value"]
+        return region["value"], region.ref("value")

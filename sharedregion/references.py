@@ -24,7 +24,16 @@ from sharedregion.errors import ObjectNotFound, RegionClosed, RegionNotFound
 if TYPE_CHECKING:
     from sharedregion.region import Region
 
-__all__ = ["Reference", "attach_same", "claim", "reduce", "register", "remember"]
+__all__ = [
+    "Reference",
+    "attach_same",
+    "claim",
+    "open_reference",
+    "place_of",
+    "reduce",
+    "register",
+    "remember",
+]
 
 Array = NDArray[Any]
 
@@ -61,19 +70,31 @@ def register() -> None:
 
 def reduce(array: Array) -> Any:
     """What to send for an array that lies in a region; None if it reaches beyond one object."""
+    place = place_of(array, ticket=True)
+    return None if place is None else (claim, place)
+
+
+def place_of(array: Array, *, ticket: bool = False) -> tuple[str, bytes, int, tuple[Any, ...]] | None:
+    """What `claim` takes for an array that lies in a region, as plain values; None if it does not.
+
+    With `ticket` the sender's row holds the object until it is claimed. Without, whoever sends it holds
+    the array meanwhile, or takes ObjectNotFound for an answer.
+    """
+    if array.dtype.hasobject:
+        return None
     low, high = np.lib.array_utils.byte_bounds(array)
     found = _native.locate(low, high - low)
-    if found is None or array.dtype.hasobject:
+    if found is None:
         return None
     handle, entry, seq, block, offset, flags = found
-    row = handle._ticket(block)
+    row = handle._ticket(block) if ticket else None
     head = handle._head()
     start = array.__array_interface__["data"][0] - low + offset
     dtype: Any = array.dtype.str if array.dtype.fields is None else array.dtype
     # A tensor's array says that it is writable, whatever it looks at.
     writable = bool(array.flags.writeable and flags & _native.MUTABLE and handle.writable)
     what = (entry, seq, block, row, start, dtype, array.shape, array.strides, writable)
-    return claim, (head["name"], head["id"], head["uid"], what)
+    return head["name"], head["id"], head["uid"], what
 
 
 def _known(identity: bytes, writable: bool) -> Region | None:
@@ -127,6 +148,11 @@ class Reference:
                 self._region._claim(self._row, self._block)
                 self._row = None
 
+    def ticketless(self) -> tuple[str, bytes, int, tuple[Any, ...]]:
+        """What `open_reference` takes, of plain values; the sender itself holds the object meanwhile."""
+        region = self._region
+        return region.name, region._id, region.uid, (self.name, self.version, self._entry, self._block, None)
+
     def __repr__(self) -> str:
         return f"<Reference to {self.name!r} of region {self._region.name!r}>"
 
@@ -140,14 +166,17 @@ class Reference:
             region._claim(row, self._block)
             raise
         what = (self.name, self.version, self._entry, self._block, row)
-        return _referred, (region.name, region._id, region.uid, what)
+        return open_reference, (region.name, region._id, region.uid, what)
 
 
-def _referred(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Reference:
+def open_reference(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Reference:
+    """The reference, attached to its region. ObjectNotFound if that is gone."""
     try:
         region = attach_same(name, identity, uid)
     except RegionNotFound as error:
-        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+        raise ObjectNotFound(
+            f"the region '{name}' that the object lay in is gone, or on another machine"
+        ) from error
     return Reference(region, *what)
 
 
@@ -157,14 +186,18 @@ def claim(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Array:
     try:
         region = _known(identity, writable) or attach_same(name, identity, uid, writable=writable)
     except RegionNotFound as error:
-        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+        raise ObjectNotFound(
+            f"the region '{name}' that the object lay in is gone, or on another machine"
+        ) from error
     try:
         pin = region._get_exact(entry, seq)
     except RegionClosed as error:
-        raise ObjectNotFound(f"the region '{name}' that the object lay in is gone") from error
+        raise ObjectNotFound(
+            f"the region '{name}' that the object lay in is gone, or on another machine"
+        ) from error
     finally:
         # Held here by now, or gone: either way the sender need not hold it any more.
-        if region._mapped:
+        if row is not None and region._mapped:
             region._claim(row, block)
     array: Array = np.ndarray(shape, np.dtype(dtype), cast(Any, pin), start, strides)
     if not writable:

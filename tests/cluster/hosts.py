@@ -1,0 +1,143 @@
+"""Hosts made of namespaces: each has a network of its own and a /dev/shm of its own, and they share a wire.
+
+Needs root. All is gone when the last process of it is: the namespaces have no names but those of their
+holders' pids, and the mounts lie inside them.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+
+class Host:
+    """One machine: a process that holds its namespaces, and what was started in them."""
+
+    def __init__(self, address: str, shm: str) -> None:
+        self.address = address
+        self.processes: list[subprocess.Popen[str]] = []
+        script = f"mount -t tmpfs -o size={shm} none /dev/shm && ip link set lo up && echo ready && exec sleep 100000"
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
+            stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent,  # noqa: PLW1509
+        )  # fmt: skip
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+
+    @property
+    def pid(self) -> int:
+        """The process that holds the namespaces."""
+        return self._holder.pid
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """What runs `arguments` on this host."""
+        return ["nsenter", "-t", str(self.pid), "--net", "--mount", *arguments]
+
+    def run(self, *arguments: str) -> str:
+        """Run to the end; what it printed."""
+        return subprocess.run(self.command(arguments), check=True, capture_output=True, text=True).stdout
+
+    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+        """A process that ends with the host."""
+        process: subprocess.Popen[str] = subprocess.Popen(
+            self.command(arguments), text=True, preexec_fn=_die_with_parent, **options  # noqa: PLW1509
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def shm(self) -> list[str]:
+        """Names in this host's /dev/shm."""
+        return self.run("ls", "/dev/shm").split()
+
+    def shm_bytes(self) -> int:
+        """Bytes of memory in this host's /dev/shm."""
+        line = self.run("df", "--block-size=1", "--output=used", "/dev/shm").split()
+        return int(line[1])
+
+    def close(self) -> None:
+        """End what was started here, then the host."""
+        for process in self.processes:
+            _end(process)
+        _end(self._holder)
+
+
+class Wire:
+    """Hosts on one bridge, which lies in a network namespace of its own."""
+
+    def __init__(self, hosts: int, shm: str = "3g") -> None:
+        self.hub = Host("10.77.0.254", shm)
+        self.hosts = []
+        try:
+            self.hub.run("ip", "link", "add", "wire", "type", "bridge")
+            self.hub.run("ip", "addr", "add", f"{self.hub.address}/24", "dev", "wire")
+            self.hub.run("ip", "link", "set", "wire", "up")
+            for number in range(1, hosts + 1):
+                host = Host(f"10.77.0.{number}", shm)
+                self.hosts.append(host)
+                self.hub.run(
+                    "ip", "link", "add", f"h{number}", "type", "veth",
+                    "peer", "name", "eth0", "netns", str(host.pid),
+                )  # fmt: skip
+                self.hub.run("ip", "link", "set", f"h{number}", "master", "wire", "up")
+                host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
+                host.run("ip", "link", "set", "eth0", "up")
+        except BaseException:
+            self.close()
+            raise
+
+    def cut(self, number: int) -> None:
+        """Pull the plug of host `number`, counted from 0."""
+        self.hub.run("ip", "link", "set", f"h{number + 1}", "down")
+
+    def close(self) -> None:
+        """End everything."""
+        for host in (*self.hosts, self.hub):
+            host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _die_with_parent() -> None:
+    """A test that is killed leaves no host: PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def wait_for(what: str, condition: object, seconds: float = 60) -> None:
+    """Until `condition()` is true."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def python() -> str:
+    """The interpreter, and nothing of the checkout on its path."""
+    return sys.executable
+
+
+def environment() -> dict[str, str]:
+    """For what runs on a host."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}

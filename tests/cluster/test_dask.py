@@ -1,0 +1,239 @@
+"""Dask distributed on hosts made of namespaces: each node holds one copy, whatever dies."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_hosts import Host, Wire, environment, python, wait_for
+
+SIZE = 32 << 20
+#: After so many seconds a scenario hangs, and fails with what all processes said.
+LIMIT = 300
+DRIVER = Path(__file__).with_name("driver.py")
+SETTINGS = {
+    # Replicas would be dropped as soon as nobody needs them, which is not what is counted here.
+    "DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "false",
+    "DASK_TEMPORARY_DIRECTORY": "dask",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s",
+    # A busy machine is no dead worker; that a wire was cut, TCP says.
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "300s",
+}
+
+
+class Cluster:
+    """A scheduler in the hub, workers on two hosts."""
+
+    def __init__(self, folder: Path, each: int, preload: str | None = None, shm: str = "3g") -> None:
+        self.wire = Wire(2, shm)
+        self.each = each
+        self.folder = folder
+        self.url = f"tcp://{self.wire.hub.address}:8786"
+        self._start(
+            self.wire.hub, "distributed.cli.dask_scheduler", "--host", self.wire.hub.address, "--port", "8786"
+        )
+        self.workers: list[list[subprocess.Popen[str]]] = [[], []]
+        for number, host in enumerate(self.wire.hosts):
+            for _ in range(each):
+                more = ["--preload", preload] if preload and number == 1 else []
+                self.workers[number].append(
+                    self._start(
+                        host, "distributed.cli.dask_worker", self.url, "--no-nanny", "--nthreads", "1",
+                        "--host", host.address, "--death-timeout", "10", *more,
+                    )
+                )  # fmt: skip
+
+    def _start(self, host: Host, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        with open(self.folder / f"{len(host.processes)}.{host.address}.log", "w") as log:
+            return host.start(
+                python(), "-m", module, *arguments, "--no-dashboard",
+                stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, env={**environment(), **SETTINGS},
+            )  # fmt: skip
+
+    def drive(
+        self, scenario: str, *options: str, meanwhile: Callable[[], object] = lambda: None, size: int = SIZE
+    ) -> Any:
+        """Run a scenario of driver.py in the hub; `meanwhile` is done when it says that it is time."""
+        driver = self.wire.hub.start(
+            python(), str(DRIVER), self.url, scenario, str(2 * self.each), str(size), *options,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment(), **SETTINGS}, cwd=self.folder,
+        )  # fmt: skip
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        answer = None
+        alarm = threading.Timer(LIMIT, driver.kill)
+        alarm.start()
+        for line in driver.stdout:
+            if line.startswith("{"):
+                answer = json.loads(line)
+            else:
+                meanwhile()
+            driver.stdin.write("\n")
+            driver.stdin.flush()
+            if answer is not None:
+                break
+        alarm.cancel()
+        driver.communicate(timeout=60)
+        assert answer is not None, self.logs()
+        return answer
+
+    def logs(self) -> str:
+        """What all processes said."""
+        return "\n".join(f"{log.name}\n{log.read_text()}" for log in self.folder.glob("*.log"))
+
+    def nothing_left(self, hosts: list[int] | None = None) -> None:
+        """No name and no memory on the hosts, as soon as workers that lost their values have noticed."""
+        for number in (0, 1) if hosts is None else hosts:
+            host = self.wire.hosts[number]
+            wait_for(
+                f"{host.address} to be empty: {host.shm()}",
+                lambda host=host: not host.shm() and host.shm_bytes() == 0,
+            )
+
+    def stop_workers(self) -> None:
+        """As an operator would; those that hang are killed when the host ends."""
+        for worker in self.workers[0] + self.workers[1]:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in self.workers[0] + self.workers[1]:
+            worker.wait(60)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    made: list[Cluster] = []
+
+    def make(each: int = 2, **options: Any) -> Cluster:
+        made.append(Cluster(tmp_path, each, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.wire.close()
+
+
+def _by_host(homes: dict[str, list[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for address, places in homes.items():
+        found.setdefault(address.split("//")[1].split(":")[0], []).extend(places)
+    return found
+
+
+pytestmark = pytest.mark.root
+
+
+def test_broadcast_costs_one_copy_a_node(cluster: Callable[..., Cluster]) -> None:
+    """All workers of a node map one file, of the array's size; nothing is left when the last future is gone."""
+    c = cluster()
+    used: list[int] = []
+    answer = c.drive("broadcast", meanwhile=lambda: used.extend(host.shm_bytes() for host in c.wire.hosts))
+    assert answer["right"]
+    for places in _by_host(answer["homes"]).values():
+        assert len(places) == 2
+        assert len(set(places)) == 1
+        assert "private" not in places
+    assert all(SIZE <= size < 1.5 * SIZE for size in used), used
+    assert sum(count["placed"] for count in answer["counts"].values()) == 2
+    assert sum(count["fetched"] for count in answer["counts"].values()) == 1
+    c.nothing_left()
+
+
+def test_without_the_plugin_each_worker_has_a_copy(cluster: Callable[..., Cluster]) -> None:
+    """What the test above would see if nothing were shared."""
+    answer = cluster().drive("broadcast", "engine")
+    assert answer["right"]
+    assert all(places == ["private", "private"] for places in _by_host(answer["homes"]).values())
+
+
+def test_results_cross_to_another_node_once(cluster: Callable[..., Cluster]) -> None:
+    """A result that three others need: its neighbour maps it, the other node fetches it once for both."""
+    c = cluster()
+    answer = c.drive("chain")
+    assert answer["right"]
+    sums = {
+        what: sum(count[what] for count in answer["counts"].values())
+        for what in ("placed", "fetched", "mapped", "refused")
+    }
+    assert sums == {"placed": 2, "fetched": 1, "mapped": 2, "refused": 0}
+    c.nothing_left()
+
+
+def test_a_key_used_again_is_another_value(cluster: Callable[..., Cluster]) -> None:
+    """What lingers under a key is not taken for what the key means now."""
+    c = cluster()
+    assert c.drive("same_key_again")["right"]
+    c.nothing_left()
+
+
+def test_a_worker_killed_in_the_middle(cluster: Callable[..., Cluster]) -> None:
+    """The computation ends right, and nothing is left of the dead worker's regions."""
+    c = cluster()
+    answer = c.drive("lose", meanwhile=c.workers[1][0].kill)
+    assert answer["right"]
+    c.stop_workers()
+    _swept(c)
+
+
+def test_a_host_cut_off_in_the_middle(cluster: Callable[..., Cluster]) -> None:
+    """The others compute it again; the cut-off workers give up, and their memory goes with them."""
+    c = cluster()
+    answer = c.drive("lose", meanwhile=lambda: c.wire.cut(1))
+    assert answer["right"]
+    c.stop_workers()
+    _swept(c)
+
+
+def test_a_node_without_room_falls_back(cluster: Callable[..., Cluster]) -> None:
+    """Where a region cannot be made (huge pages that nobody reserved), Dask's own way serves, and the log says why."""
+    c = cluster()
+    answer = c.drive("broadcast", "backend=hugetlb")
+    assert answer["right"]
+    assert all(places == ["private", "private"] for places in _by_host(answer["homes"]).values())
+    assert sum(count["refused"] for count in answer["counts"].values()) >= 1
+    assert "travels in Dask's own way" in c.logs()
+    assert "hugetlb" in c.logs()
+
+
+def test_another_version_on_one_node(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
+    """Nodes whose versions speak differently share nothing with each other, say so, and compute right."""
+    preload = tmp_path / "other_version.py"
+    preload.write_text("from sharedregion.integrations import dask\ndask.PROTOCOL = (1, 999)\n")
+    c = cluster(preload=str(preload))
+    answer = c.drive("chain")
+    assert answer["right"]
+    assert sum(count["fetched"] for count in answer["counts"].values()) == 0
+    assert "another version of sharedregion" in c.logs()
+
+
+def test_a_reference_of_another_machine(tmp_path: Path) -> None:
+    """It gives ObjectNotFound there: never what lies under the same names on that machine."""
+    with Wire(2) as wire:
+        make = "import sharedregion as sr, numpy as np, pickle, sys\nr = sr.create('same', size='1 MiB')\nr['x'] = np.full(8, {})\n"
+        here = wire.hosts[0].start(
+            python(), "-c", make.format(1) + "print(pickle.dumps(r.ref('x')).hex(), flush=True); sys.stdin.read()",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), cwd=tmp_path,
+        )  # fmt: skip
+        assert here.stdout is not None
+        sent = here.stdout.readline().strip()
+        look = make.format(2) + (
+            f"try:\n    print(pickle.loads(bytes.fromhex('{sent}')).get())\n"
+            "except sr.ObjectNotFound as error:\n    print('ObjectNotFound', error)\n"
+        )
+        there = wire.hosts[1].start(
+            python(), "-c", look, stdout=subprocess.PIPE, env=environment(), cwd=tmp_path
+        )
+        answer, _ = there.communicate(timeout=60)
+        assert answer.startswith("ObjectNotFound")
+        assert "another machine" in answer
+
+
+def _swept(c: Cluster) -> None:
+    """After the dead: what the next create on that host finds, it reclaims."""
+    for host in c.wire.hosts:
+        host.run(sys.executable, "-c", "import sharedregion as sr; sr.create(size=1).close()")
+    c.nothing_left()
