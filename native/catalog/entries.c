@@ -11,44 +11,47 @@ static int bad(struct sr_region *r, struct sr_error *e, const char *what)
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
-/* Over what a reader relies on: 36..128, the number of the entry (a copy of it elsewhere is none),
- * the publication number, and the text that goes on elsewhere. */
-uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, uint64_t seq, const uint8_t *tail, size_t tail_len)
+/* Over what a reader relies on: 32..128, the number of the entry (a copy of it elsewhere is none), and
+ * the text that goes on elsewhere. */
+uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, const uint8_t *tail, size_t tail_len)
 {
-    uint32_t crc = sr_crc32c(0, (const char *)copy + offsetof(struct sr_entry, ent_block), sizeof *copy - offsetof(struct sr_entry, ent_block));
-    const uint64_t place[] = {seq, n};
-    crc = sr_crc32c(crc, place, sizeof place);
+    uint32_t crc = sr_crc32c(n, (const char *)copy + offsetof(struct sr_entry, ent_owner), sizeof *copy - offsetof(struct sr_entry, ent_owner));
     return tail_len ? sr_crc32c(crc, tail, tail_len) : crc;
 }
 
-/* Copy, check, then use. `seq` is what the caller read from ent_seq. 0; 1 if the entry changed
- * meanwhile; SR_E_CORRUPT. The copy is made with plain loads that may race with a writer: a torn
- * copy is told by ent_seq, and by the checksum. */
+/* The entry's text, and whether the checksum over all of it is right. Plain loads that may race with
+ * a writer: what is torn fails the checksum, or is told by ent_seq. */
 __attribute__((no_sanitize("thread")))
-int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
+static bool copy_sound(struct sr_region *r, uint32_t n, struct sr_entry *copy, uint8_t text[SR_TEXT_MAX])
 {
-    struct sr_entry *entry = sr_entry(r, n), copy;
-    uint64_t version = atomic_load(&entry->ent_version);
-    memcpy(&copy, entry, sizeof copy);
-    const size_t inlined = sizeof copy.ent_text;
-    size_t text_len = (size_t)copy.ent_name_len + copy.ent_meta_len;
-    bool ok = copy.ent_name_len <= SR_OBJECT_NAME_MAX && copy.ent_meta_len <= SR_META_MAX;
-    size_t have = ok ? sr_min(text_len, inlined) : 0;
-    memcpy(f->text, copy.ent_text, have);
-    uint32_t more = copy.ent_more;
-    while (ok && have < text_len) {
-        if (!(ok = sr_entry_ok(r, more))) break;
+    memcpy(copy, sr_entry(r, n), sizeof *copy);
+    if (copy->ent_name_len > SR_OBJECT_NAME_MAX || copy->ent_meta_len > SR_META_MAX) return false;
+    const size_t text_len = (size_t)copy->ent_name_len + copy->ent_meta_len, inlined = sizeof copy->ent_text;
+    size_t have = sr_min(text_len, inlined);
+    memcpy(text, copy->ent_text, have);
+    for (uint32_t more = copy->ent_more; have < text_len;) {
+        if (!sr_entry_ok(r, more)) return false;
         const struct sr_more *m = (const struct sr_more *)sr_entry(r, more);
         size_t piece = sr_min(text_len - have, sizeof m->more_text);
-        memcpy(f->text + have, m->more_text, piece);
+        memcpy(text + have, m->more_text, piece);
         more = m->more_next;
         have += piece;
     }
-    ok = ok && sr_catalog__crc(&copy, n, seq, f->text + inlined, text_len > inlined ? text_len - inlined : 0) == copy.ent_crc;
+    return sr_catalog__crc(copy, n, text + inlined, text_len > inlined ? text_len - inlined : 0) == copy->ent_crc;
+}
+
+/* Copy, check, then use. `seq` is what the caller read from ent_seq. 0; 1 if the entry changed
+ * meanwhile; SR_E_CORRUPT. */
+int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
+{
+    const struct sr_entry *entry = sr_entry(r, n);
+    struct sr_entry copy;
+    uint64_t version = atomic_load(&entry->ent_version);
+    bool ok = copy_sound(r, n, &copy, f->text);
     atomic_thread_fence(memory_order_acquire);
-    if (atomic_load(&entry->ent_seq) != seq) return 1;
+    if (sr_seq_of(entry, n) != seq) return 1;
     /* The state is set before ent_seq, and left after it is cleared. */
-    ok = ok && atomic_load(&copy.ent_state) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
+    ok = ok && sr_state_of(&copy, n) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
          sr_is_aligned(copy.ent_off, SR_BLOCK_UNIT) && copy.ent_hash == sr_hash64(f->text, copy.ent_name_len);
     if (!ok) return bad(r, e, "an entry fails its checks");
     if (!sr_version_unpack(version, seq, &f->version)) return bad(r, e, "the version of an entry");
@@ -62,6 +65,13 @@ int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct
     f->type = copy.ent_type;
     f->flags = copy.ent_flags;
     return 0;
+}
+
+int sr_entry__sound(struct sr_region *r, uint32_t n, struct sr_error *e)
+{
+    struct sr_entry copy;
+    uint8_t text[SR_TEXT_MAX];
+    return copy_sound(r, n, &copy, text) ? 0 : bad(r, e, "an entry fails its checksum");
 }
 
 /* --- lists ------------------------------------------------------------------------------------ */
@@ -89,8 +99,7 @@ int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_e
     return 0;
 }
 
-/* The block that an entry owns, whatever the entry's state. No checksum covers one that is not
- * published, so both have to say the same. */
+/* The block that an entry owns, whatever the entry's state. Both have to say the same. */
 int sr_entry__block(struct sr_region *r, uint32_t n, uint32_t *block, struct sr_error *e)
 {
     const struct sr_entry *entry = sr_entry(r, n);
@@ -120,17 +129,24 @@ int sr_entry__new(struct sr_region *r, uint32_t *out, struct sr_error *e)
     struct sr_state *s = sr_state(r);
     uint32_t n = s->st_free_entry;
     if (n != 0) {
-        if (!sr_entry_ok(r, n) || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_FREE) return bad(r, e, "free entries");
+        if (!sr_entry_ok(r, n) || sr_state_of(sr_entry(r, n), n) != SR_ENTRY_FREE || sr_seq_of(sr_entry(r, n), n) != 0) return bad(r, e, "free entries");
         s->st_free_entry = sr_entry(r, n)->ent_next;
     } else {
-        if (s->st_entries_high >= s->st_entries_committed) {
+        n = sr_entries_high(r);
+        if (n == 0) return bad(r, e, "number of entries");
+        if (n >= s->st_entries_committed) {
             int got = commit_entries(r, e);
             if (got < 0) return got;
         }
-        n = s->st_entries_high;
-        if (!sr_entry_ok(r, n) || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_FREE || atomic_load(&sr_entry(r, n)->ent_seq) != 0)
-            return bad(r, e, "number of entries");
-        s->st_entries_high = n + 1;
+        if (!sr_entry_ok(r, n)) return bad(r, e, "number of entries");
+        struct sr_entry *entry = sr_entry(r, n);
+        /* Nothing yet, or what one that died here has written. */
+        bool fresh = atomic_load(&entry->ent_seq) == 0 || sr_seq_of(entry, n) == 0;
+        fresh = fresh && (atomic_load(&entry->ent_state) == 0 || sr_state_of(entry, n) == SR_ENTRY_FREE);
+        if (!fresh) return bad(r, e, "number of entries");
+        atomic_store(&entry->ent_seq, sr_seq_pack(0, n));
+        atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_FREE, n));
+        sr_state_put(&s->st_entries_high, n + 1, SR_STATE_SALT(st_entries_high));
     }
     *out = n;
     return 0;
@@ -140,21 +156,21 @@ static void free_entry(struct sr_region *r, uint32_t n)
 {
     struct sr_state *s = sr_state(r);
     struct sr_entry *entry = sr_entry(r, n);
-    atomic_store(&entry->ent_state, SR_ENTRY_FREE);
+    atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_FREE, n));
     entry->ent_next = s->st_free_entry;
     s->st_free_entry = n;
 }
 
-/* The continuations, bounded by what a text can need, then the entry itself. */
+/* The entry itself, then its continuations, bounded by what a text can need: the other way round, a
+ * kill between would leave an entry whose text is another's. */
 void sr_entry__free_chain(struct sr_region *r, uint32_t n)
 {
     uint32_t more = sr_entry(r, n)->ent_more;
+    free_entry(r, n);
     for (size_t k = 0; k <= SR_TEXT_MAX / sizeof ((struct sr_more *)0)->more_text && sr_entry_ok(r, more); k++) {
-        struct sr_more *m = (struct sr_more *)sr_entry(r, more);
-        uint32_t next = m->more_next;
-        if (atomic_load(&m->more_state) != SR_ENTRY_MORE) break;
+        uint32_t next = ((struct sr_more *)sr_entry(r, more))->more_next;
+        if (sr_state_of(sr_entry(r, more), more) != SR_ENTRY_MORE) break;
         free_entry(r, more);
         more = next;
     }
-    free_entry(r, n);
 }

@@ -2,132 +2,206 @@
  *
  * Why a reader that looks for a name that is there all the while always finds it: a slot's word is
  * changed by one store; an entry never moves; a slot becomes empty only if the next one is, so a
- * chain is never cut before its end; and a larger index is filled in another place before st_level
- * says so. A reader that finds nothing looks whether st_level has changed meanwhile.
+ * chain is never cut before its end; a larger index is filled in another place before st_level says
+ * so; and where slots are moved within one index (tidy), st_level counts it between the copy and the
+ * removal. A reader that finds nothing looks whether st_level has changed meanwhile. And each word on
+ * its way says of itself that it is sound, the empty one at the end too: a damaged one is met, not
+ * taken for the end of the chain.
  */
 #include "sr_catalog.h"
 
-static bool has_name(struct sr_region *r, uint32_t n, uint64_t hash, const char *name, size_t len)
+#define LEVEL_BITS 8
+
+static int bad(struct sr_region *r, struct sr_error *e, const char *what)
 {
-    const struct sr_entry *entry = sr_entry(r, n);
-    if (entry->ent_hash != hash || entry->ent_name_len != len) return false;
-    size_t have = sr_min(len, sizeof entry->ent_text);
-    if (memcmp(entry->ent_text, name, have) != 0) return false;
-    uint32_t more = entry->ent_more;
-    while (have < len) {
-        if (!sr_entry_ok(r, more)) return false;
-        const struct sr_more *m = (const struct sr_more *)sr_entry(r, more);
-        size_t piece = sr_min(len - have, sizeof m->more_text);
-        if (memcmp(m->more_text, name + have, piece) != 0) return false;
-        have += piece;
-        more = m->more_next;
-    }
-    return true;
+    return sr_fail(e, SR_E_CORRUPT, 0, "the index of region '%s' is damaged: %s", r->name, what);
 }
 
-/* The generation whose slots are the index. Without address space to see it, the first one, in which
- * nothing will be found that has not been there before. */
-static unsigned level_of(struct sr_region *r)
-{
-    uint32_t level = atomic_load_explicit(&sr_state(r)->st_level, memory_order_acquire);
-    if (level >= r->head.hd_gens) level = r->head.hd_gens - 1;
-    return sr_gens_ok(r, level + 1) ? level : 0;
-}
+static uint64_t level_word(struct sr_region *r) { return atomic_load_explicit(&sr_state(r)->st_level, memory_order_acquire); }
 
-/* The slot that holds `name`, under the lock; NULL if none. */
-_Atomic uint64_t *sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t *entry)
+static int level_in(struct sr_region *r, uint64_t word, unsigned *level, struct sr_error *e)
 {
-    unsigned level = level_of(r);
-    uint64_t mask = sr_slots_count(level) - 1;
-    _Atomic uint64_t *slots = sr_slots(r, level);
-    for (uint64_t k = 0, i = hash & mask; k <= mask; k++, i = (i + 1) & mask) {
-        uint64_t word = atomic_load(&slots[i]);
-        if (word == SR_SLOT_EMPTY) return NULL;
-        uint32_t n = sr_slot_entry(word);
-        if (!sr_slot_matches(word, hash) || !sr_entry_ok(r, n) || !has_name(r, n, hash, name, len)) continue;
-        *entry = n;
-        return &slots[i];
-    }
-    return NULL;
-}
-
-static bool insert(_Atomic uint64_t *slots, uint64_t mask, uint64_t hash, uint32_t entry, bool *was_empty)
-{
-    for (uint64_t k = 0, i = hash & mask; k <= mask; k++, i = (i + 1) & mask) {
-        uint64_t word = atomic_load_explicit(&slots[i], memory_order_relaxed);
-        if (word != SR_SLOT_EMPTY && sr_slot_entry(word) != 0) continue;
-        *was_empty = word == SR_SLOT_EMPTY;
-        atomic_store(&slots[i], sr_slot_pack(hash, entry));
-        return true;
-    }
-    return false;
-}
-
-/* Point `name` at `entry`, in its slot if it has one. */
-int sr_index__store(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t entry, struct sr_error *e)
-{
-    uint32_t old;
-    _Atomic uint64_t *slot = sr_index__find(r, hash, name, len, &old);
-    if (slot) {
-        atomic_store(slot, sr_slot_pack(hash, entry));
-        return 0;
-    }
-    struct sr_state *s = sr_state(r);
-    unsigned level = level_of(r);
-    bool was_empty;
-    if (!insert(sr_slots(r, level), sr_slots_count(level) - 1, hash, entry, &was_empty))
-        return sr_fail(e, SR_E_CORRUPT, 0, "the index of region '%s' has no empty slot", r->name);
-    s->st_slots_used += was_empty;
+    uint64_t value;
+    if (!sr_word_unpack(word, SR_STATE_SALT(st_level), &value)) return bad(r, e, "its level");
+    *level = value & ((1u << LEVEL_BITS) - 1);
+    if (*level >= r->head.hd_gens) return bad(r, e, "its level");
+    if (!sr_gens_ok(r, *level + 1)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the index of region '%s'", r->name);
     return 0;
 }
 
-void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot)
+int sr_index__level(struct sr_region *r, unsigned *level, struct sr_error *e) { return level_in(r, level_word(r), level, e); }
+
+static void set_level(struct sr_region *r, unsigned level)
+{
+    uint64_t value = level_word(r) >> (16 + LEVEL_BITS);    /* how often slots were moved, and this time */
+    sr_state_put(&sr_state(r)->st_level, (value + 1) << LEVEL_BITS | level, SR_STATE_SALT(st_level));
+}
+
+/* --- writers ---------------------------------------------------------------------------------- */
+
+int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, _Atomic uint64_t **slot, uint32_t *entry, struct sr_error *e)
+{
+    unsigned level = 0;
+    int got = sr_index__level(r, &level, e);
+    if (got < 0) return got;
+    uint64_t mask = sr_slots_count(level) - 1;
+    _Atomic uint64_t *slots = sr_slots(r, level);
+    struct sr_found f;
+    for (uint64_t k = 0, i = hash & mask; k <= mask; k++, i = (i + 1) & mask) {
+        uint64_t value = sr_slot_load(slots, level, i);
+        if (value == SR_SLOT_EMPTY) break;
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        uint32_t n = sr_slot_entry(value);
+        if (n == 0 || !sr_slot_matches(value, hash)) continue;
+        if (!sr_entry_ok(r, n)) return bad(r, e, "a slot");
+        uint64_t seq = sr_seq_of(sr_entry(r, n), n);
+        if (seq == 0) continue;
+        /* All of it is checked: a name that was damaged would be another. */
+        if (seq == SR_SEQ_BAD || sr_catalog__read_entry(r, n, seq, &f, e) != 0) return bad(r, e, "an entry fails its checks");
+        if (f.name_len != len || memcmp(f.text, name, len) != 0) continue;
+        *entry = n;
+        *slot = &slots[i];
+        return 0;
+    }
+    return SR_E_NO_OBJECT;
+}
+
+/* 1 placed where nothing was, 0 where something had been, SR_E_CORRUPT. */
+static int insert(struct sr_region *r, _Atomic uint64_t *slots, unsigned level, uint64_t hash, uint32_t entry, struct sr_error *e)
+{
+    uint64_t mask = sr_slots_count(level) - 1;
+    for (uint64_t k = 0, i = hash & mask; k <= mask; k++, i = (i + 1) & mask) {
+        uint64_t value = sr_slot_load(slots, level, i);
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        if (value != SR_SLOT_EMPTY && sr_slot_entry(value) != 0) continue;
+        sr_slot_store(slots, level, i, sr_slot_value(hash, entry));
+        return value == SR_SLOT_EMPTY;
+    }
+    return bad(r, e, "no slot is empty");
+}
+
+int sr_index__store(struct sr_region *r, uint64_t hash, _Atomic uint64_t *slot, uint32_t entry, struct sr_error *e)
+{
+    unsigned level = 0;
+    int got = sr_index__level(r, &level, e);
+    if (got < 0) return got;
+    _Atomic uint64_t *slots = sr_slots(r, level);
+    if (slot) {
+        sr_slot_store(slots, level, (uint64_t)(slot - slots), sr_slot_value(hash, entry));
+        return 0;
+    }
+    got = insert(r, slots, level, hash, entry, e);
+    if (got < 0) return got;
+    sr_state(r)->st_slots_used += (uint32_t)got;
+    return 0;
+}
+
+/* The end of a chain was reached at i: this slot, and tombstones before it, can be empty again. */
+static void empty_back(struct sr_region *r, _Atomic uint64_t *slots, unsigned level, uint64_t i)
 {
     struct sr_state *s = sr_state(r);
-    unsigned level = level_of(r);
-    _Atomic uint64_t *slots = sr_slots(r, level);
-    uint64_t mask = sr_slots_count(level) - 1, i = (uint64_t)(slot - slots);
-    if (atomic_load(&slots[(i + 1) & mask]) != SR_SLOT_EMPTY) {
-        atomic_store(slot, SR_SLOT_TOMB);
-        return;
-    }
-    /* The end of a chain: this slot, and tombstones before it, can be empty again. */
+    uint64_t mask = sr_slots_count(level) - 1;
     do {
-        atomic_store(&slots[i], SR_SLOT_EMPTY);
+        sr_slot_store(slots, level, i, SR_SLOT_EMPTY);
         s->st_slots_used -= s->st_slots_used > 0;
         i = (i - 1) & mask;
-    } while (atomic_load(&slots[i]) == SR_SLOT_TOMB);
+    } while (sr_slot_load(slots, level, i) == SR_SLOT_TOMB);
+}
+
+/* `slot` is one that sr_index__find has just given: its level is sound. */
+void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot)
+{
+    unsigned level = 0;
+    if (sr_index__level(r, &level, NULL) < 0) return;
+    _Atomic uint64_t *slots = sr_slots(r, level);
+    uint64_t mask = sr_slots_count(level) - 1, i = (uint64_t)(slot - slots);
+    if (sr_slot_load(slots, level, (i + 1) & mask) == SR_SLOT_EMPTY) empty_back(r, slots, level, i);
+    else sr_slot_store(slots, level, i, SR_SLOT_TOMB);
+}
+
+static void fill_empty(_Atomic uint64_t *slots, unsigned level)
+{
+    for (uint64_t i = 0; i < sr_slots_count(level); i++)
+        atomic_store_explicit(&slots[i], sr_word_pack(SR_SLOT_EMPTY, sr_slot_salt(level, i)), memory_order_relaxed);
+}
+
+void sr_index__init(struct sr_region *r) { fill_empty(sr_slots(r, 0), 0); }
+
+static int hash_of(struct sr_region *r, uint32_t n, uint64_t *hash, struct sr_error *e)
+{
+    if (!sr_entry_ok(r, n)) return bad(r, e, "a slot");
+    *hash = sr_entry(r, n)->ent_hash;
+    return sr_entry__sound(r, n, e);
+}
+
+/* Tombstones go: each name moves to the first of them on its way, and what follows no way is empty.
+ * Begun behind an empty slot, so that no way crosses the beginning. */
+static int tidy(struct sr_region *r, unsigned level, struct sr_error *e)
+{
+    _Atomic uint64_t *slots = sr_slots(r, level);
+    uint64_t count = sr_slots_count(level), mask = count - 1, start = 0, hash = 0;
+    while (start < count && sr_slot_load(slots, level, start) != SR_SLOT_EMPTY) start++;
+    if (start == count) return bad(r, e, "no slot is empty");
+    for (uint64_t k = 1; k < count; k++) {
+        uint64_t i = (start + k) & mask, value = sr_slot_load(slots, level, i);
+        uint32_t n = sr_slot_entry(value);
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        if (n == 0) continue;
+        int got = hash_of(r, n, &hash, e);
+        if (got < 0) return got;
+        uint64_t to = hash & mask;
+        while (to != i && sr_slot_load(slots, level, to) != SR_SLOT_TOMB) to = (to + 1) & mask;
+        if (to == i) continue;
+        sr_slot_store(slots, level, to, value);
+        set_level(r, level);
+        sr_slot_store(slots, level, i, SR_SLOT_TOMB);
+    }
+    uint32_t used = 0;
+    for (uint64_t k = 1; k < count; k++) {
+        uint64_t i = (start + k) & mask;
+        if (sr_slot_load(slots, level, i) == SR_SLOT_TOMB) sr_slot_store(slots, level, i, SR_SLOT_EMPTY);
+        else used += sr_slot_load(slots, level, i) != SR_SLOT_EMPTY;
+    }
+    sr_state(r)->st_slots_used = used;
+    return 0;
 }
 
 /* Room for one more: at most half of the slots are used, so that chains stay short. */
 int sr_index__grow(struct sr_region *r, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    unsigned level = level_of(r);
-    if ((uint64_t)s->st_slots_used * 2 < sr_slots_count(level) || level + 1 >= r->head.hd_gens) return 0;
+    unsigned level = 0;
+    int got = sr_index__level(r, &level, e);
+    if (got < 0 || (uint64_t)s->st_slots_used * 2 < sr_slots_count(level)) return got;
+    /* Mostly tombstones: there is room. In the last level there is always, of four slots for each entry. */
+    if ((uint64_t)s->st_objects * 4 < sr_slots_count(level) || level + 1 >= r->head.hd_gens)
+        return s->st_objects < s->st_slots_used ? tidy(r, level, e) : 0;
     unsigned next = level + 1;
-    uint64_t at = sr_slots_at(r->head.hd_gen0, next), count = sr_slots_count(next);
-    int got = sr_region_commit_catalog(r, at, count * sizeof(uint64_t), e);
+    uint64_t at = sr_slots_at(r->head.hd_gen0, next), count = sr_slots_count(next), hash = 0;
+    got = sr_region_commit_catalog(r, at, count * sizeof(uint64_t), e);
     if (got < 0) return got;
     if (!sr_gens_ok(r, next + 1)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the index of region '%s'", r->name);
     _Atomic uint64_t *from = sr_slots(r, level), *to = sr_slots(r, next);
-    memset((void *)to, 0, count * sizeof(uint64_t));    /* a predecessor may have died at this */
+    fill_empty(to, next);    /* whatever a predecessor that died at this has left */
     uint32_t used = 0;
     for (uint64_t i = 0; i < sr_slots_count(level); i++) {
-        uint64_t word = atomic_load_explicit(&from[i], memory_order_relaxed);
-        uint32_t n = sr_slot_entry(word);
-        bool was_empty;
-        if (n == 0 || !sr_entry_ok(r, n)) continue;
-        if (insert(to, count - 1, sr_entry(r, n)->ent_hash, n, &was_empty)) used++;
+        uint64_t value = sr_slot_load(from, level, i);
+        uint32_t n = sr_slot_entry(value);
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        if (n == 0) continue;
+        got = hash_of(r, n, &hash, e);
+        if (got == 0) got = insert(r, to, next, hash, n, e);
+        if (got < 0) return got;
+        used += (uint32_t)got;
     }
     s->st_slots_used = used;
-    atomic_store(&s->st_level, next);
+    set_level(r, next);
     return 0;
 }
 
 /* --- readers ---------------------------------------------------------------------------------- */
 
-#define RETRIES 1000000    /* each is the progress of some writer; a bound against damage */
+#define RETRIES 200000000    /* each is the progress of some writer; a bound against what no one thought of */
 
 static int missing(struct sr_region *r, const char *name, size_t len, struct sr_error *e)
 {
@@ -137,39 +211,44 @@ static int missing(struct sr_region *r, const char *name, size_t len, struct sr_
 /* One pass over a chain. 0 found and held; 1 begin again; SR_E_NO_OBJECT; SR_E_CORRUPT. */
 static int look_once(struct sr_region *r, uint64_t hash, const char *name, size_t len, bool hold, struct sr_found *f, struct sr_error *e)
 {
-    unsigned level = level_of(r);
+    unsigned level = 0;
+    uint64_t of_level = level_word(r);
+    int got = level_in(r, of_level, &level, e);
+    if (got < 0) return got;
     uint64_t mask = sr_slots_count(level) - 1;
     const _Atomic uint64_t *slots = sr_slots(r, level);
     for (uint64_t k = 0, i = hash & mask; k <= mask; k++, i = (i + 1) & mask) {
-        uint64_t word = atomic_load_explicit(&slots[i], memory_order_acquire);
-        if (word == SR_SLOT_EMPTY) break;
-        uint32_t n = sr_slot_entry(word);
-        if (n == 0 || !sr_slot_matches(word, hash)) continue;
-        if (!sr_entry_ok(r, n)) return sr_fail(e, SR_E_CORRUPT, 0, "the index of region '%s' is damaged", r->name);
-        uint64_t seq = atomic_load_explicit(&sr_entry(r, n)->ent_seq, memory_order_acquire);
+        uint64_t value = sr_slot_load(slots, level, i);
+        if (value == SR_SLOT_EMPTY) break;
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        uint32_t n = sr_slot_entry(value);
+        if (n == 0 || !sr_slot_matches(value, hash)) continue;
+        if (!sr_entry_ok(r, n)) return bad(r, e, "a slot");
+        uint64_t seq = sr_seq_of(sr_entry(r, n), n);
+        if (seq == SR_SEQ_BAD) return bad(r, e, "the publication number of an entry");
         if (seq == 0) {
             /* Replaced (then the slot has changed) or withdrawn (then this name is not there). */
-            if (atomic_load(&slots[i]) != word) return 1;
+            if (sr_slot_load(slots, level, i) != value) return 1;
             continue;
         }
-        int got = sr_catalog__read_entry(r, n, seq, f, e);
+        got = sr_catalog__read_entry(r, n, seq, f, e);
         if (got != 0) {
             /* An entry that was freed and used again while its old slot was still in hand. */
-            if (got == 1 || atomic_load(&slots[i]) != word) return 1;
+            if (got == 1 || sr_slot_load(slots, level, i) != value) return 1;
             return got;
         }
         if (f->name_len != len || memcmp(f->text, name, len) != 0) {
-            if (atomic_load(&slots[i]) != word) return 1;
+            if (sr_slot_load(slots, level, i) != value) return 1;
             continue;
         }
         if (!hold) return 0;
         got = sr_pin(r, f->block, n, seq, e);
         if (got < 0) return got;
-        if (atomic_load(&sr_entry(r, n)->ent_seq) == seq) return 0;
+        if (sr_seq_of(sr_entry(r, n), n) == seq) return 0;
         sr_unpin(r, f->block);
         return 1;
     }
-    return level_of(r) != level ? 1 : missing(r, name, len, e);
+    return level_word(r) != of_level ? 1 : missing(r, name, len, e);
 }
 
 int sr_catalog_get(struct sr_region *r, const char *name, size_t len, bool hold, struct sr_found *f, struct sr_error *e)
@@ -188,11 +267,12 @@ int sr_catalog_get(struct sr_region *r, const char *name, size_t len, bool hold,
 int sr_catalog_get_exact(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
 {
     if (!r->open) return sr_fail(e, SR_E_CLOSED, 0, "region '%s' is closed", r->name);
-    bool there = seq != 0 && sr_entry_ok(r, n) && atomic_load(&sr_entry(r, n)->ent_seq) == seq;
-    int got = there ? sr_catalog__read_entry(r, n, seq, f, e) : 1;
+    uint64_t is = seq != 0 && sr_entry_ok(r, n) ? sr_seq_of(sr_entry(r, n), n) : 0;
+    if (is == SR_SEQ_BAD && n < sr_entries_high(r)) return bad(r, e, "the publication number of an entry");
+    int got = seq != 0 && is == seq ? sr_catalog__read_entry(r, n, seq, f, e) : 1;
     if (got == 0) {
         got = sr_pin(r, f->block, n, seq, e);
-        if (got == 0 && atomic_load(&sr_entry(r, n)->ent_seq) != seq) {
+        if (got == 0 && sr_seq_of(sr_entry(r, n), n) != seq) {
             sr_unpin(r, f->block);
             got = 1;
         }
@@ -202,14 +282,14 @@ int sr_catalog_get_exact(struct sr_region *r, uint32_t n, uint64_t seq, struct s
 
 int sr_catalog_next(struct sr_region *r, uint32_t *cursor, struct sr_found *f, struct sr_error *e)
 {
-    uint32_t high = (uint32_t)sr_min(sr_state(r)->st_entries_high, sr_entries_limit(r->head.hd_gens));
+    uint32_t high = sr_entries_high(r);
+    if (high == 0) return bad(r, e, "number of entries");
     for (uint32_t n = *cursor + 1; n < high; n++) {
         *cursor = n;
-        uint64_t seq;
         if (!sr_entry_ok(r, n)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog of region '%s'", r->name);
-        /* A continuation has text where ent_seq would be. */
-        if (atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_LIVE) continue;
-        if ((seq = atomic_load(&sr_entry(r, n)->ent_seq)) == 0) continue;
+        uint64_t seq = sr_seq_of(sr_entry(r, n), n);
+        if (seq == 0) continue;
+        if (seq == SR_SEQ_BAD) return bad(r, e, "the publication number of an entry");
         int got = sr_catalog__read_entry(r, n, seq, f, e);
         if (got < 0) return got;
         if (got == 0) return 0;

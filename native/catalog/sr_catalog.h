@@ -53,6 +53,7 @@ struct sr_found {
 struct sr_stats {
     uint64_t size, used, largest, committed;
     uint32_t objects, limbo, pending, members, recoveries, flags;
+    bool sound;      /* false: what the catalog says of itself is damaged */
 };
 
 /* --- life ------------------------------------------------------------------------------------- */
@@ -65,7 +66,7 @@ int sr_catalog_attach(struct sr_region **out, const char *name, bool writable, u
 /* Take room for an object and commit its memory. The draft is published or dropped. */
 int sr_draft_begin(struct sr_region *r, const struct sr_desc *desc, struct sr_draft *draft, struct sr_error *e);
 int sr_draft_publish(struct sr_region *r, const struct sr_desc *desc, const struct sr_draft *draft, uint64_t *seq, struct sr_error *e);
-void sr_draft_drop(struct sr_region *r, const struct sr_draft *draft);
+void sr_draft_drop(struct sr_region *r, const struct sr_desc *desc, const struct sr_draft *draft);
 /* All at once, for objects whose bytes are at hand: `data` has desc->len bytes. */
 int sr_catalog_put(struct sr_region *r, const struct sr_desc *desc, const void *data, uint64_t *seq, struct sr_error *e);
 /* Copy `len` bytes into a draft, with several threads once that pays. */
@@ -105,11 +106,37 @@ int sr_catalog_check(struct sr_region *r, struct sr_error *e);
 int sr_catalog__lock(struct sr_region *r, struct sr_error *e);
 int sr_catalog__recover(struct sr_region *r, struct sr_error *e);
 int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e);
-uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, uint64_t seq, const uint8_t *tail, size_t tail_len);
-_Atomic uint64_t *sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t *entry);
-int sr_index__store(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint32_t entry, struct sr_error *e);
+uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, const uint8_t *tail, size_t tail_len);
+/* 0 if a text and what a reader relies on are as they were written, whatever the entry's state. */
+int sr_entry__sound(struct sr_region *r, uint32_t n, struct sr_error *e);
+/* The slot that holds `name`, under the lock: 0, SR_E_NO_OBJECT, SR_E_CORRUPT. */
+int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, _Atomic uint64_t **slot, uint32_t *entry, struct sr_error *e);
+/* Point `name` at `entry`, in the slot that was found for it, or, with NULL, in a new one. */
+int sr_index__store(struct sr_region *r, uint64_t hash, _Atomic uint64_t *slot, uint32_t entry, struct sr_error *e);
 void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot);
 int sr_index__grow(struct sr_region *r, struct sr_error *e);
+/* The slots of generation 0, empty. */
+void sr_index__init(struct sr_region *r);
+/* The level of the index, mapped. SR_E_CORRUPT, SR_E_UNAVAILABLE. */
+int sr_index__level(struct sr_region *r, unsigned *level, struct sr_error *e);
+/* Slot i of `level`; SR_SLOT_BAD if it is not sound. */
+#define SR_SLOT_BAD UINT64_MAX
+static inline uint64_t sr_slot_load(const _Atomic uint64_t *slots, unsigned level, uint64_t i)
+{
+    uint64_t value;
+    return sr_word_unpack(atomic_load_explicit(&slots[i], memory_order_acquire), sr_slot_salt(level, i), &value) ? value : SR_SLOT_BAD;
+}
+static inline void sr_slot_store(_Atomic uint64_t *slots, unsigned level, uint64_t i, uint64_t value)
+{
+    atomic_store(&slots[i], sr_word_pack(value, sr_slot_salt(level, i)));
+}
+/* Entries below this were used at some time; 0 if the word is not sound. */
+static inline uint32_t sr_entries_high(struct sr_region *r)
+{
+    uint64_t high;
+    bool sound = sr_word_unpack(atomic_load(&sr_state(r)->st_entries_high), SR_STATE_SALT(st_entries_high), &high);
+    return sound && high <= sr_entries_limit(r->head.hd_gens) ? (uint32_t)high : 0;
+}
 void sr_list__push(struct sr_region *r, uint32_t *head, uint32_t n);
 int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_error *e);
 int sr_entry__block(struct sr_region *r, uint32_t n, uint32_t *block, struct sr_error *e);

@@ -19,6 +19,8 @@ int sr_catalog_create(struct sr_region **out, const struct sr_region_spec *spec,
     int got = sr_region_make(&r, spec, e);
     if (got < 0) return got;
     got = sr_alloc_init(r, e);
+    sr_index__init(r);
+    sr_state_seal(sr_state(r));
     if (got == 0) got = sr_region_publish(r, spec, e);
     if (got < 0) {
         sr_region_close(r);
@@ -52,18 +54,22 @@ int sr_catalog__lock(struct sr_region *r, struct sr_error *e)
     int got = sr_lock(r, &abandoned, e);
     if (got < 0) return got;
     struct sr_state *s = sr_state(r);
-    if (abandoned) {
+    bool damaged = sr_state_flags(s) & SR_STATE_DAMAGED, unsure = false;
+    if (abandoned && !damaged) {
         got = sr_catalog__recover(r, e);
-        if (got < 0) atomic_fetch_or(&s->st_flags, SR_STATE_DAMAGED);
+        /* Damage stays. What this process lacked, memory or address space, the next one may have. */
+        unsure = got < 0;
+        if (got == SR_E_CORRUPT) sr_state_set_flag(s, SR_STATE_DAMAGED);
     }
-    if (got == 0 && (atomic_load(&s->st_flags) & SR_STATE_DAMAGED))
-        got = sr_fail(e, SR_E_CORRUPT, 0, "region '%s' was damaged when a writer died", r->name);
+    if (damaged) got = sr_fail(e, SR_E_CORRUPT, 0, "region '%s' is damaged, and nothing can be changed in it any more", r->name);
     if (got == 0 && r->row_was_dirty) {
         /* Before anything is written under this row's number: what its former owner left. */
         got = sr_pending__sweep(r, e);
         if (got == 0) sr_member_settled(r);
     }
-    if (got < 0) sr_unlock(r);
+    if (got == 0) return 0;
+    if (unsure || damaged) sr_unlock_unsure(r);
+    else sr_unlock(r);
     return got;
 }
 
@@ -71,7 +77,7 @@ static int lock_to_change(struct sr_region *r, struct sr_error *e)
 {
     int got = sr_catalog__lock(r, e);
     if (got < 0) return got;
-    if (!(atomic_load(&sr_state(r)->st_flags) & SR_STATE_SEALED)) return 0;
+    if (!(sr_state_flags(sr_state(r)) & SR_STATE_SEALED)) return 0;
     sr_unlock(r);
     return sr_fail(e, SR_E_READ_ONLY, 0, "region '%s' is sealed", r->name);
 }
@@ -99,15 +105,15 @@ static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
 int sr_limbo__flush(struct sr_region *r, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    uint32_t left = (uint32_t)sr_min(s->st_entries_high, sr_entries_limit(r->head.hd_gens));
+    uint32_t left = s->st_limbo_count;
     for (uint32_t n = s->st_limbo, next; n != 0; n = next) {
-        if (!sr_entry_ok(r, n) || left-- == 0 || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_LIMBO)
+        if (!sr_entry_ok(r, n) || left-- == 0 || sr_state_of(sr_entry(r, n), n) != SR_ENTRY_LIMBO)
             return bad(r, e, "the list of withdrawn objects");
         next = sr_entry(r, n)->ent_next;
         int got = free_if_unheld(r, n, e);
         if (got < 0) return got;
     }
-    return 0;
+    return left == 0 ? 0 : bad(r, e, "the list of withdrawn objects");
 }
 
 /* The one that was just withdrawn, and the others only if some pin was dropped since. */
@@ -115,7 +121,7 @@ static int retire(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
     struct sr_entry *entry = sr_entry(r, n);
-    atomic_store(&entry->ent_state, SR_ENTRY_LIMBO);
+    atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_LIMBO, n));
     sr_list__push(r, &s->st_limbo, n);
     s->st_limbo_count++;
     uint32_t releases = atomic_load(&sr_members(r)->mh_releases);
@@ -130,21 +136,25 @@ static int retire(struct sr_region *r, uint32_t n, struct sr_error *e)
 int sr_pending__sweep(struct sr_region *r, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    uint32_t left = s->st_entries_high;
+    uint32_t left = s->st_pending_count;
     for (uint32_t n = s->st_pending, next; n != 0; n = next) {
-        if (!sr_entry_ok(r, n) || left-- == 0 || atomic_load(&sr_entry(r, n)->ent_state) != SR_ENTRY_PENDING)
+        if (!sr_entry_ok(r, n) || left-- == 0 || sr_state_of(sr_entry(r, n), n) != SR_ENTRY_PENDING)
             return bad(r, e, "the list of unfinished objects");
         struct sr_entry *entry = sr_entry(r, n);
         next = entry->ent_next;
+        /* A damaged owner would look dead, and its block be given to others while it fills it. */
+        int sound = sr_entry__sound(r, n, e);
+        if (sound < 0) return sound;
         if (sr_member_alive(r, entry->ent_owner, entry->ent_owner_gen)) continue;
         uint32_t block;
         int got = sr_entry__block(r, n, &block, e);
         if (got == 0) got = sr_list__remove(r, &s->st_pending, n, e);
         if (got == 0) got = sr_alloc_give(r, block, e);
         if (got < 0) return got;
+        s->st_pending_count -= s->st_pending_count > 0;
         sr_entry__free_chain(r, n);
     }
-    return 0;
+    return left == 0 ? 0 : bad(r, e, "the list of unfinished objects");
 }
 
 int sr_catalog_sweep(struct sr_region *r, struct sr_error *e)
@@ -194,7 +204,7 @@ static int fill_entry(struct sr_region *r, uint32_t n, const struct sr_desc *d, 
 {
     struct sr_entry *entry = sr_entry(r, n);
     size_t text = (size_t)d->name_len + d->meta_len, at = sr_min(text, sizeof entry->ent_text);
-    memset((char *)entry + offsetof(struct sr_entry, ent_owner), 0, sizeof *entry - offsetof(struct sr_entry, ent_owner));
+    memset((char *)entry + offsetof(struct sr_entry, ent_prev), 0, sizeof *entry - offsetof(struct sr_entry, ent_prev));
     entry->ent_owner = sr_member_row(r);
     entry->ent_owner_gen = (uint16_t)sr_member_gen(r);
     entry->ent_hash = hash;
@@ -211,11 +221,10 @@ static int fill_entry(struct sr_region *r, uint32_t n, const struct sr_desc *d, 
         if (got < 0) return got;
         struct sr_more *m = (struct sr_more *)sr_entry(r, more);
         size_t piece = sr_min(text - at, sizeof m->more_text);
-        m->more_zero = 0;
         m->more_next = 0;
         m->more_reserved = 0;
         copy_text(m->more_text, d, at, piece);
-        atomic_store(&m->more_state, SR_ENTRY_MORE);
+        atomic_store(&m->more_state, sr_state_pack(SR_ENTRY_MORE, more));
         *link = more;
         link = &m->more_next;
         at += piece;
@@ -231,6 +240,22 @@ static int take_block(struct sr_region *r, uint64_t len, struct sr_extent *exten
     got = sr_pending__sweep(r, e);
     if (got == 0) got = sr_limbo__flush(r, e);
     return got == 0 ? sr_alloc_take(r, len, extent, e) : got;
+}
+
+/* The checksum of an entry that says what this process knows, and in shared memory only what else was
+ * taken for it. */
+static uint32_t crc_of(struct sr_region *r, const struct sr_desc *d, uint64_t hash, const struct sr_draft *draft, const struct sr_entry *entry)
+{
+    const size_t text = (size_t)d->name_len + d->meta_len, inlined = sr_min(text, sizeof entry->ent_text);
+    struct sr_entry want = {
+        .ent_owner = sr_member_row(r), .ent_owner_gen = (uint16_t)sr_member_gen(r), .ent_block = draft->block, .ent_hash = hash,
+        .ent_off = draft->off.at, .ent_len = d->len, .ent_more = entry->ent_more, .ent_type = d->type, .ent_flags = d->flags,
+        .ent_name_len = d->name_len, .ent_meta_len = d->meta_len,
+    };
+    uint8_t tail[SR_TEXT_MAX];
+    copy_text(want.ent_text, d, 0, inlined);
+    copy_text(tail, d, inlined, text - inlined);
+    return sr_catalog__crc(&want, draft->entry, tail, text - inlined);
 }
 
 /* Under the lock. */
@@ -250,30 +275,43 @@ static int begin(struct sr_region *r, const struct sr_desc *d, uint64_t hash, st
     struct sr_entry *entry = sr_entry(r, n);
     entry->ent_block = extent.block;
     entry->ent_off = extent.off;
-    atomic_store(&entry->ent_state, SR_ENTRY_PENDING);
-    sr_list__push(r, &sr_state(r)->st_pending, n);
     *draft = (struct sr_draft){n, extent.block, {extent.off}, d->len};
+    entry->ent_crc = crc_of(r, d, hash, draft, entry);
+    atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_PENDING, n));
+    sr_list__push(r, &sr_state(r)->st_pending, n);
+    sr_state(r)->st_pending_count++;
     return 0;
 }
 
-static int still_ours(struct sr_region *r, const struct sr_draft *draft, struct sr_error *e)
+/* 0 if this process's own unfinished object is as it was begun: nothing of it is taken from shared
+ * memory, so that damage meanwhile is not published under a checksum of its own. */
+static int still_ours(struct sr_region *r, const struct sr_desc *d, uint64_t hash, const struct sr_draft *draft, struct sr_error *e)
 {
     const struct sr_entry *entry = sr_entry(r, draft->entry);
-    bool ours = atomic_load(&entry->ent_state) == SR_ENTRY_PENDING && entry->ent_owner == sr_member_row(r) &&
-                entry->ent_owner_gen == (uint16_t)sr_member_gen(r) && entry->ent_block == draft->block;
-    return ours ? 0 : sr_fail(e, SR_E_LOST, 0, "the unfinished object in region '%s' is not this process's", r->name);
+    uint32_t state = sr_state_of(entry, draft->entry);
+    bool ours = state == SR_ENTRY_PENDING && entry->ent_owner == sr_member_row(r) && entry->ent_owner_gen == (uint16_t)sr_member_gen(r);
+    if (ours && entry->ent_crc == crc_of(r, d, hash, draft, entry)) return 0;
+    if (state == SR_ENTRY_BAD || sr_entry__sound(r, draft->entry, NULL) < 0) return bad(r, e, "an unfinished object");
+    return sr_fail(e, SR_E_LOST, 0, "the unfinished object in region '%s' is not this process's", r->name);
 }
 
-/* Before an object is withdrawn: that it is what it says. A damaged entry must not take another
- * object's block with it. */
+/* Before an object is withdrawn: that it is what it says. A damaged entry, which the index has already
+ * told, or block must not take another object's block with it. */
 static int check_leaving(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
-    struct sr_found f;
     uint32_t block;
-    uint64_t seq = atomic_load(&sr_entry(r, n)->ent_seq);
-    if (seq == 0 || seq > atomic_load(&sr_state(r)->st_seq)) return bad(r, e, "the publication number of an object");
-    int got = sr_catalog__read_entry(r, n, seq, &f, e);
-    return got < 0 ? got : sr_entry__block(r, n, &block, e);
+    uint64_t last, seq = sr_seq_of(sr_entry(r, n), n);
+    if (!sr_word_unpack(atomic_load(&sr_state(r)->st_seq), SR_STATE_SALT(st_seq), &last) || seq > last) return bad(r, e, "the publication number of an object");
+    return sr_entry__block(r, n, &block, e);
+}
+
+static int next_seq(struct sr_region *r, uint64_t *seq, struct sr_error *e)
+{
+    struct sr_state *s = sr_state(r);
+    if (!sr_word_unpack(atomic_load(&s->st_seq), SR_STATE_SALT(st_seq), seq) || *seq >= SR_WORD_MAX) return bad(r, e, "the last publication number");
+    ++*seq;
+    sr_state_put(&s->st_seq, *seq, SR_STATE_SALT(st_seq));
+    return 0;
 }
 
 /* Under the lock. */
@@ -282,23 +320,23 @@ static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, 
     struct sr_state *s = sr_state(r);
     struct sr_entry *entry = sr_entry(r, draft->entry);
     uint32_t old = 0;
-    int got = sr_index__find(r, hash, d->name, d->name_len, &old) ? check_leaving(r, old, e) : 0;
+    uint64_t seq;
+    _Atomic uint64_t *slot = NULL;
+    int got = sr_index__find(r, hash, d->name, d->name_len, &slot, &old, e);
+    if (got == SR_E_NO_OBJECT) got = 0;
+    else if (got == 0) got = check_leaving(r, old, e);
     if (got == 0) got = sr_list__remove(r, &s->st_pending, draft->entry, e);
     if (got < 0) return got;
-    uint64_t seq = atomic_load(&s->st_seq) + 1;
-    atomic_store(&s->st_seq, seq);
-    uint8_t tail[SR_TEXT_MAX];
-    size_t text = (size_t)d->name_len + d->meta_len, inlined = sizeof entry->ent_text;
-    size_t tail_len = text > inlined ? text - inlined : 0;
-    copy_text(tail, d, text - tail_len, tail_len);
-    entry->ent_crc = sr_catalog__crc(entry, draft->entry, seq, tail, tail_len);
+    s->st_pending_count -= s->st_pending_count > 0;
+    got = next_seq(r, &seq, e);
+    if (got < 0) return got;
     atomic_store(&entry->ent_version, sr_version_pack(seq, seq));
-    atomic_store(&entry->ent_state, SR_ENTRY_LIVE);
-    atomic_store(&entry->ent_seq, seq);    /* from here the object exists, also after a kill */
-    got = sr_index__store(r, hash, d->name, d->name_len, draft->entry, e);
+    atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_LIVE, draft->entry));
+    atomic_store(&entry->ent_seq, sr_seq_pack(seq, draft->entry));    /* from here the object exists, also after a kill */
+    got = sr_index__store(r, hash, slot, draft->entry, e);
     if (got < 0) return got;
     if (old) {
-        atomic_store(&sr_entry(r, old)->ent_seq, 0);
+        atomic_store(&sr_entry(r, old)->ent_seq, sr_seq_pack(0, old));
         got = retire(r, old, e);
     } else {
         s->st_objects++;
@@ -319,7 +357,7 @@ int sr_draft_begin(struct sr_region *r, const struct sr_desc *d, struct sr_draft
     got = sr_region_commit(r, draft->off, draft->len, e);
     if (got < 0) {
         if (got == SR_E_FULL && e) e->wanted = d->len;
-        sr_draft_drop(r, draft);
+        sr_draft_drop(r, d, draft);
     }
     return got;
 }
@@ -331,19 +369,22 @@ int sr_draft_publish(struct sr_region *r, const struct sr_desc *d, const struct 
     int got = lock_to_change(r, e);
     if (got < 0) return got;
     uint64_t hash = sr_hash64(d->name, d->name_len);
-    got = still_ours(r, draft, e);
+    got = still_ours(r, d, hash, draft, e);
     if (got == 0) got = publish(r, d, hash, draft, seq, e);
     sr_unlock(r);
     if (got == 0) wake(r, hash);
     return got;
 }
 
-void sr_draft_drop(struct sr_region *r, const struct sr_draft *draft)
+void sr_draft_drop(struct sr_region *r, const struct sr_desc *d, const struct sr_draft *draft)
 {
     if (sr_catalog__lock(r, NULL) < 0) return;    /* whoever sweeps will find it without an owner */
-    if (still_ours(r, draft, NULL) == 0 && sr_list__remove(r, &sr_state(r)->st_pending, draft->entry, NULL) == 0 &&
-        sr_alloc_give(r, draft->block, NULL) == 0)
+    struct sr_state *s = sr_state(r);
+    if (still_ours(r, d, sr_hash64(d->name, d->name_len), draft, NULL) == 0 && sr_list__remove(r, &s->st_pending, draft->entry, NULL) == 0 &&
+        sr_alloc_give(r, draft->block, NULL) == 0) {
+        s->st_pending_count -= s->st_pending_count > 0;
         sr_entry__free_chain(r, draft->entry);
+    }
     sr_unlock(r);
 }
 
@@ -358,7 +399,7 @@ static int put_small(struct sr_region *r, const struct sr_desc *d, uint64_t hash
         sr_unlock(r);
         got = sr_region_commit(r, draft.off, draft.len, e);
         if (got < 0) {
-            sr_draft_drop(r, &draft);
+            sr_draft_drop(r, d, &draft);
             return got;
         }
         if (d->len) memcpy(r->data.at + draft.off.at, data, d->len);
@@ -383,7 +424,7 @@ int sr_catalog_put(struct sr_region *r, const struct sr_desc *d, const void *dat
     if (got < 0) return got;
     sr_catalog_copy(r->data.at + draft.off.at, data, d->len);
     got = sr_draft_publish(r, d, &draft, seq, e);
-    if (got < 0) sr_draft_drop(r, &draft);
+    if (got < 0) sr_draft_drop(r, d, &draft);
     return got;
 }
 
@@ -398,11 +439,12 @@ static int withdraw(struct sr_region *r, const char *name, size_t len, uint64_t 
 {
     struct sr_state *s = sr_state(r);
     uint32_t n = 0;
-    _Atomic uint64_t *slot = sr_index__find(r, hash, name, len, &n);
-    if (slot == NULL || (seq && atomic_load(&sr_entry(r, n)->ent_seq) != seq)) return missing(r, name, len, e);
-    int got = check_leaving(r, n, e);
+    _Atomic uint64_t *slot;
+    int got = sr_index__find(r, hash, name, len, &slot, &n, e);
+    if (got == SR_E_NO_OBJECT || (got == 0 && seq && sr_seq_of(sr_entry(r, n), n) != seq)) return missing(r, name, len, e);
+    if (got == 0) got = check_leaving(r, n, e);
     if (got < 0) return got;
-    atomic_store(&sr_entry(r, n)->ent_seq, 0);    /* from here the object is gone */
+    atomic_store(&sr_entry(r, n)->ent_seq, sr_seq_pack(0, n));    /* from here the object is gone */
     sr_index__clear(r, slot);
     s->st_objects -= s->st_objects > 0;
     got = retire(r, n, e);
@@ -428,16 +470,16 @@ int sr_catalog_bump(struct sr_region *r, const char *name, size_t len, uint64_t 
     __builtin_ia32_sfence();
     int got = lock_to_change(r, e);
     if (got < 0) return got;
-    struct sr_state *s = sr_state(r);
     uint64_t hash = sr_hash64(name, len);
     uint32_t n = 0;
-    if (!sr_index__find(r, hash, name, len, &n)) got = missing(r, name, len, e);
-    else if (!(sr_entry(r, n)->ent_flags & SR_ENTRY_MUTABLE))
+    _Atomic uint64_t *slot;
+    got = sr_index__find(r, hash, name, len, &slot, &n, e);
+    if (got == SR_E_NO_OBJECT) got = missing(r, name, len, e);
+    else if (got == 0 && !(sr_entry(r, n)->ent_flags & SR_ENTRY_MUTABLE))
         got = sr_fail(e, SR_E_READ_ONLY, 0, "object '%.*s' is not mutable: put a new version of it instead", (int)len, name);
+    if (got == 0) got = next_seq(r, version, e);
     if (got == 0) {
-        *version = atomic_load(&s->st_seq) + 1;
-        atomic_store(&s->st_seq, *version);
-        atomic_store(&sr_entry(r, n)->ent_version, sr_version_pack(*version, atomic_load(&sr_entry(r, n)->ent_seq)));
+        atomic_store(&sr_entry(r, n)->ent_version, sr_version_pack(*version, sr_seq_of(sr_entry(r, n), n)));
         announce(r, hash);
     }
     sr_unlock(r);
@@ -449,7 +491,7 @@ int sr_catalog_seal(struct sr_region *r, struct sr_error *e)
 {
     int got = sr_catalog__lock(r, e);
     if (got < 0) return got;
-    atomic_fetch_or(&sr_state(r)->st_flags, SR_STATE_SEALED);
+    sr_state_set_flag(sr_state(r), SR_STATE_SEALED);
     sr_unlock(r);
     return 0;
 }
@@ -473,19 +515,22 @@ int sr_catalog_wait(struct sr_region *r, const char *name, size_t len, uint64_t 
 void sr_catalog_stats(struct sr_region *r, struct sr_stats *out)
 {
     const struct sr_state *s = sr_state(r);
+    uint64_t told[SR_TOLD_COUNT];
+    bool sound = true;
+    for (uint32_t i = 0; i < SR_TOLD_COUNT; i++) sound &= sr_state_told(s, (enum sr_told)i, &told[i]);
     *out = (struct sr_stats){
         .size = sr_align_down(r->head.hd_size, SR_BLOCK_UNIT),
-        .used = s->st_used,
+        .used = told[SR_TOLD_UNITS_USED] * SR_BLOCK_UNIT,
         .largest = sr_alloc_largest(r),
-        .objects = s->st_objects,
-        .limbo = s->st_limbo_count,
-        .recoveries = s->st_recoveries,
-        .flags = atomic_load(&s->st_flags),
+        .objects = (uint32_t)told[SR_TOLD_OBJECTS],
+        .limbo = (uint32_t)told[SR_TOLD_LIMBO],
+        .pending = (uint32_t)told[SR_TOLD_PENDING],
+        .recoveries = (uint32_t)told[SR_TOLD_RECOVERIES],
+        .flags = sr_state_flags(s),
+        .sound = sound,
     };
     /* An onlooker has no copy of the commit map, and believes no number that makes a loop long. */
     if (!r->onlooker) out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
-    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
+    uint32_t high = sr_rows_high(r);
     for (uint32_t n = 0; n < high; n++) out->members += sr_rows_held(r, n, 1) > 0;
-    uint32_t left = s->st_entries_high;
-    for (uint32_t n = s->st_pending; sr_entry_ok(r, n) && left--; n = sr_entry(r, n)->ent_next) out->pending++;
 }

@@ -16,7 +16,7 @@ PyObject *srp_draft_new(srp_region *region, const struct sr_desc *desc, const st
     /* Held by this process like any object: what was filled stays valid after publication even if
      * the object is replaced at once. */
     if (sr_pin(region->r, draft->block, draft->entry, 0, &e) < 0) {
-        sr_draft_drop(region->r, draft);
+        sr_draft_drop(region->r, desc, draft);
         return srp_raise(&e);
     }
     srp_draft *self = PyObject_New(srp_draft, srp_types.draft);
@@ -25,7 +25,7 @@ PyObject *srp_draft_new(srp_region *region, const struct sr_desc *desc, const st
         PyMem_Free(text);
         if (self) PyObject_Free(self), Py_DECREF((PyObject *)srp_types.draft);
         sr_unpin(region->r, draft->block);
-        sr_draft_drop(region->r, draft);
+        sr_draft_drop(region->r, desc, draft);
         return PyErr_NoMemory();
     }
     memcpy(text, desc->name, desc->name_len);
@@ -50,7 +50,7 @@ static void draft_dealloc(PyObject *object)
     struct sr_region *r = self->region->r;
     if (!self->published) {
         Py_BEGIN_ALLOW_THREADS
-        sr_draft_drop(r, &self->draft);
+        sr_draft_drop(r, &self->desc, &self->draft);
         Py_END_ALLOW_THREADS
     }
     sr_unpin(r, self->draft.block);

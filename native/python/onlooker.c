@@ -17,6 +17,13 @@ PyObject *srp_found_tuple(const struct sr_found *f)
                          (unsigned long long)f->len, (unsigned long long)f->seq, (unsigned long long)f->version, f->entry, f->block);
 }
 
+PyObject *srp_damaged(struct sr_region *r, const char *what)
+{
+    struct sr_error e;
+    sr_fail(&e, SR_E_CORRUPT, 0, "region '%s' is damaged: %s", r->name, what);
+    return srp_raise(&e);
+}
+
 static int append(PyObject *list, PyObject *item)
 {
     int got = item ? PyList_Append(list, item) : -1;
@@ -41,15 +48,13 @@ PyObject *srp_objects(struct sr_region *r)
 PyObject *srp_members(struct sr_region *r)
 {
     PyObject *list = PyList_New(0);
-    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
+    uint32_t high = sr_rows_high(r);
     for (uint32_t n = 0; list && n < high; n++) {
-        if (sr_rows_held(r, n, 1) == 0 || !sr_rows_ok(r, n + 1)) continue;
-        struct sr_row *row = sr_row(r, n);
-        uint32_t pins = 0, pins_high = atomic_load(&row->row_pins_high);
-        for (uint32_t k = 0; k < sr_min(pins_high, SR_ROW_PINS); k++) pins += atomic_load(&row->row_pins[k]) != 0;
-        PyObject *item = Py_BuildValue("(IIIOKI)", n, row->row_pid, row->row_uid,
-                                       atomic_load(&row->row_access) == SR_ROW_WRITER ? Py_True : Py_False,
-                                       (unsigned long long)row->row_joined_ns, pins);
+        struct sr_who who;
+        int got = sr_member_who(r, n, &who);
+        if (got == 0) continue;
+        PyObject *item = got < 0 ? srp_damaged(r, "what a member says of itself")
+                                 : Py_BuildValue("(IIIOKI)", n, who.pid, who.uid, who.writer ? Py_True : Py_False, (unsigned long long)who.joined_ns, who.pins);
         if (append(list, item) < 0) Py_CLEAR(list);
     }
     return list;
@@ -110,6 +115,7 @@ static PyObject *onlooker_stats(PyObject *object, PyObject *unused)
     sr_catalog_stats(r, &s);
     got = sr_region_backed(r, &backed);
     Py_END_ALLOW_THREADS
+    if (!s.sound) return srp_damaged(r, "its figures");
     PyObject *memory = got < 0 ? Py_NewRef(Py_None) : PyLong_FromUnsignedLongLong(backed);
     return Py_BuildValue("{sKsKsKsNsIsIsIsIsIsI}", "size", (unsigned long long)s.size, "used", (unsigned long long)s.used, "largest",
                          (unsigned long long)s.largest, "backed", memory, "objects", s.objects, "limbo", s.limbo, "pending", s.pending, "members",
@@ -135,20 +141,18 @@ static PyObject *onlooker_holders(PyObject *object, PyObject *unused)
     (void)unused;
     struct sr_region *r = ((srp_onlooker *)object)->r;
     PyObject *dict = PyDict_New();
-    uint32_t high = (uint32_t)sr_min(atomic_load(&sr_members(r)->mh_rows_high), r->head.hd_rows);
+    uint32_t high = sr_rows_high(r);
     for (uint32_t n = 0; dict && n < high; n++) {
         if (sr_rows_held(r, n, 1) == 0 || !sr_rows_ok(r, n + 1)) continue;
-        struct sr_row *row = sr_row(r, n);
-        uint32_t pins = (uint32_t)sr_min(atomic_load(&row->row_pins_high), SR_ROW_PINS);
-        uint32_t tickets = (uint32_t)sr_min(atomic_load(&row->row_tickets_used), SR_ROW_TICKETS);
+        const struct sr_row *row = sr_row(r, n);
         int got = 0;
-        for (uint32_t k = 0; k < pins && got == 0; k++) {
-            uint32_t block = atomic_load(&row->row_pins[k]);
+        for (uint32_t k = 0; k < SR_ROW_PINS && got == 0; k++) {
+            uint32_t block = sr_pin_of(row, n, k);
             if (block) got = count_one(dict, block);
         }
-        for (uint32_t k = 0; k < tickets && got == 0; k++) {
-            uint64_t ticket = atomic_load(&row->row_tickets[k]);
-            if ((uint32_t)ticket) got = count_one(dict, (uint32_t)(ticket >> 32));
+        for (uint32_t k = 0; k < SR_ROW_TICKETS && got == 0; k++) {
+            uint32_t block;
+            if (sr_ticket_of(row, n, k, &block)) got = count_one(dict, block);
         }
         if (got < 0) Py_CLEAR(dict);
     }

@@ -500,6 +500,7 @@ static PyObject *region_stats(PyObject *object, PyObject *unused)
     if (r == NULL) return NULL;
     struct sr_stats s;
     sr_catalog_stats(r, &s);
+    if (!s.sound) return srp_damaged(r, "its figures");
     return Py_BuildValue("{sKsKsKsKsIsIsIsIsIsI}", "size", (unsigned long long)s.size, "used", (unsigned long long)s.used,
                          "largest", (unsigned long long)s.largest, "committed", (unsigned long long)s.committed, "objects", s.objects,
                          "limbo", s.limbo, "pending", s.pending, "members", s.members, "recoveries", s.recoveries, "flags", s.flags);
@@ -581,12 +582,9 @@ static Py_ssize_t region_length(PyObject *object)
 {
     struct sr_region *r = srp_open((srp_region *)object);
     if (r == NULL) return -1;
-    uint32_t objects = sr_state(r)->st_objects;
-    /* A number that nothing checks, and Python makes lists of that length. */
-    if (objects < sr_entries_limit(r->head.hd_gens)) return (Py_ssize_t)objects;
-    struct sr_error e;
-    sr_fail(&e, SR_E_CORRUPT, 0, "the catalog of region '%s' is damaged: number of objects", r->name);
-    srp_raise(&e);
+    uint64_t objects;
+    if (sr_state_told(sr_state(r), SR_TOLD_OBJECTS, &objects)) return (Py_ssize_t)objects;
+    srp_damaged(r, "number of objects");
     return -1;
 }
 

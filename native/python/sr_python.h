@@ -59,6 +59,8 @@ PyObject *srp_found_tuple(const struct sr_found *f);
 /* [found tuple, ...] of all objects, unordered */
 PyObject *srp_objects(struct sr_region *r);
 /* [(row, pid, uid, writer, joined_ns, pins), ...] of the living */
+/* RegionCorrupt; NULL. */
+PyObject *srp_damaged(struct sr_region *r, const char *what);
 PyObject *srp_members(struct sr_region *r);
 
 /* onlooker.c */

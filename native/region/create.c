@@ -67,6 +67,7 @@ static void fill_members(struct sr_region *r)
     m->mh_stamp = SR_BUILD_STAMP;
     memcpy(m->mh_id, r->head.hd_id, sizeof m->mh_id);
     m->mh_rows = r->head.hd_rows;
+    atomic_store(&m->mh_rows_high, sr_half_pack(0, SR_ROWS_HIGH_SALT));
     m->mh_crc = sr_crc32c(0, m, offsetof(struct sr_members_head, mh_crc));
 }
 
@@ -79,10 +80,8 @@ static int make_catalog(struct sr_region *r, int dir, unsigned mode, struct sr_e
 
 static void fill_catalog(struct sr_region *r)
 {
-    struct sr_state *s = sr_state(r);
-    s->st_entries_high = s->st_blocks_high = 1;
-    s->st_entries_committed = SR_GEN_ENTRIES;
-    s->st_blocks_committed = SR_GEN_BLOCKS;
+    sr_state_init(sr_state(r));
+    sr_lock_init(r);
 }
 
 static int note_file(int fd, uint64_t *dev, uint64_t *ino, struct sr_error *e)

@@ -18,17 +18,46 @@
 
 /* --- rows ------------------------------------------------------------------------------------- */
 
-static uint32_t rows_high(const struct sr_region *r)
+/* The highest row that somebody holds, and one: by halves, since one probe answers for many rows. */
+static uint32_t probe_rows(struct sr_region *r)
 {
-    uint32_t high = atomic_load(&sr_members(r)->mh_rows_high);
-    return high < r->head.hd_rows ? high : r->head.hd_rows;
+    int fd = sr_region__members_fd(r);
+    uint32_t from = 0, to = r->head.hd_rows;    /* none is held at or above `to` */
+    if (fd < 0) return to;
+    while (from < to) {
+        uint32_t middle = from + (to - from) / 2;
+        int held = sr_sys_held(fd, middle, to - middle);
+        if (held < 0) return r->head.hd_rows;
+        if (held) from = middle + 1;
+        else to = middle;
+    }
+    return to;
 }
+
+/* `seen` if it is sound; otherwise what replaces it. Somebody who takes a row meanwhile raises it after
+ * that, and finds this or the damage. */
+static uint32_t rows_high_of(struct sr_region *r, uint32_t seen)
+{
+    uint32_t high;
+    if (SR_LIKELY(sr_half_unpack(seen, SR_ROWS_HIGH_SALT, &high) && high <= r->head.hd_rows)) return high;
+    high = probe_rows(r);
+    atomic_compare_exchange_strong(&sr_members(r)->mh_rows_high, &seen, sr_half_pack(high, SR_ROWS_HIGH_SALT));
+    return high;
+}
+
+uint32_t sr_rows_high(struct sr_region *r) { return rows_high_of(r, atomic_load(&sr_members(r)->mh_rows_high)); }
 
 static void raise_rows_high(struct sr_region *r, uint32_t to)
 {
     _Atomic uint32_t *high = &sr_members(r)->mh_rows_high;
-    uint32_t seen = atomic_load(high);
-    while (seen < to && !atomic_compare_exchange_weak(high, &seen, to)) continue;
+    for (;;) {
+        uint32_t seen = atomic_load(high), is;
+        if (!sr_half_unpack(seen, SR_ROWS_HIGH_SALT, &is)) {
+            rows_high_of(r, seen);
+            continue;
+        }
+        if (is >= to || atomic_compare_exchange_strong(high, &seen, sr_half_pack(to, SR_ROWS_HIGH_SALT))) return;
+    }
 }
 
 static void mark_clean(struct sr_region *r, uint32_t n, bool clean)
@@ -37,6 +66,28 @@ static void mark_clean(struct sr_region *r, uint32_t n, bool clean)
     if (clean) atomic_fetch_or(&sr_members(r)->mh_clean[n / 64], bit);
     else atomic_fetch_and(&sr_members(r)->mh_clean[n / 64], ~bit);
 }
+
+static void put_half(_Atomic uint32_t *word, uint32_t value, uint64_t salt)
+{
+    atomic_store_explicit(word, sr_half_pack(value, salt), memory_order_release);
+}
+
+static uint32_t who_crc(const struct sr_row *row, uint32_t n)
+{
+    const size_t from = offsetof(struct sr_row, row_joined_ns), to = offsetof(struct sr_row, row_tickets_used);
+    return sr_crc32c(n, (const char *)row + from, to - from);
+}
+
+static void note_who(struct sr_row *row, uint32_t n)
+{
+    row->row_pid = sr_sys_pid();
+    row->row_uid = sr_sys_uid();
+    row->row_joined_ns = sr_sys_wall();
+    row->row_who_crc = who_crc(row, n);
+}
+
+/* Never used: as the file is made. */
+static bool is_fresh(const struct sr_row *row) { return atomic_load(&row->row_gen) == 0 && atomic_load(&row->row_state) == 0 && row->row_joined_ns == 0; }
 
 /* 0 taken, 1 not to be had, or -errno. */
 static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
@@ -55,29 +106,34 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
         return 1;
     }
     struct sr_row *row = (struct sr_row *)held->hold.at;
-    bool dirty = atomic_load(&row->row_state) != SR_ROW_CLEAN;
-    bool writer = atomic_load(&row->row_access) != SR_ROW_READER;
+    uint32_t state, access, gen;
+    bool dirty = !is_fresh(row) && !(sr_half_unpack(atomic_load(&row->row_state), SR_ROW_SALT(row_state, n), &state) && state == SR_ROW_CLEAN);
+    bool writer = !(sr_half_unpack(atomic_load(&row->row_access), SR_ROW_SALT(row_access, n), &access) && access == SR_ROW_READER);
     if (dirty && writer && !r->writable) {
         /* What a dead writer left is put in order by a writer. */
         sr_sys_unmap(&held->hold);
         return 1;
     }
     r->row_was_dirty |= dirty && writer;
-    uint32_t gen = atomic_load(&row->row_gen) + 1;
-    memset((char *)row + offsetof(struct sr_row, row_tickets), 0, sizeof *row - offsetof(struct sr_row, row_tickets));
-    atomic_store(&row->row_tickets_used, 0);
-    atomic_store(&row->row_pins_high, 0);
-    row->row_pid = sr_sys_pid();
-    row->row_uid = sr_sys_uid();
-    row->row_joined_ns = sr_sys_wall();
+    if (is_fresh(row)) gen = 0;
+    /* Not the former owner's, whose number is not known: the clock's is hardly that. */
+    else if (!sr_half_unpack(atomic_load(&row->row_gen), SR_ROW_SALT(row_gen, n), &gen)) gen = (uint32_t)(sr_sys_wall() >> 10);
+    /* Until all of it is written, the row holds at most more than it should. */
+    for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) atomic_store_explicit(&row->row_tickets[k], sr_word_pack(0, sr_ticket_salt(n, k)), memory_order_release);
+    for (uint32_t k = 0; k < SR_ROW_PINS; k++) atomic_store_explicit(&row->row_pins[k], sr_word_pack(0, sr_pin_salt(n, k)), memory_order_release);
+    put_half(&row->row_tickets_used, 0, SR_ROW_SALT(row_tickets_used, n));
+    put_half(&row->row_pins_high, 0, SR_ROW_SALT(row_pins_high, n));
+    put_half(&row->row_lock, SR_ROW_OUT, SR_ROW_SALT(row_lock, n));
+    note_who(row, n);
     /* Dirty with a writer's mark stays so until it is settled, should this process die at once. */
-    if (!(dirty && writer)) atomic_store(&row->row_access, r->writable ? SR_ROW_WRITER : SR_ROW_READER);
-    atomic_store(&row->row_gen, gen);
-    atomic_store(&row->row_state, SR_ROW_USED);
+    put_half(&row->row_access, (dirty && writer) || r->writable ? SR_ROW_WRITER : SR_ROW_READER, SR_ROW_SALT(row_access, n));
+    put_half(&row->row_gen, gen + 1, SR_ROW_SALT(row_gen, n));
+    put_half(&row->row_state, SR_ROW_USED, SR_ROW_SALT(row_state, n));
     mark_clean(r, n, false);
     raise_rows_high(r, n + 1);
     held->row = row;
     held->number = n;
+    held->high = 0;
     return 0;
 }
 
@@ -87,7 +143,7 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
 static int find_row(struct sr_region *r, struct sr_held_row *held, struct sr_error *e)
 {
     struct sr_members_head *head = sr_members(r);
-    uint32_t high = rows_high(r);
+    uint32_t high = sr_rows_high(r);
     int got = 1;
     for (uint32_t word = 0; word * 64 < high && got == 1; word++)
         for (uint64_t bits = atomic_load(&head->mh_clean[word]); bits && got == 1; bits &= bits - 1) {
@@ -111,8 +167,10 @@ static int find_row(struct sr_region *r, struct sr_held_row *held, struct sr_err
  * array of rows to make it longer. */
 static void note_own_row(struct sr_region *r)
 {
+    r->own = r->rows[0].row;
     r->own_row = r->rows[0].number;
-    r->own_gen = atomic_load(&r->rows[0].row->row_gen);
+    r->own_gen = atomic_load(&r->own->row_gen) >> 16;
+    r->tickets_used = 0;
 }
 
 static pthread_mutex_t fork_gate = PTHREAD_MUTEX_INITIALIZER;
@@ -148,11 +206,12 @@ static void drop_rows(struct sr_region *r, struct sr_held_row *rows, uint32_t co
 {
     for (uint32_t i = 0; i < count; i++) {
         struct sr_row *row = rows[i].row;
-        for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) atomic_store(&row->row_tickets[k], 0);
-        uint32_t high = atomic_load(&row->row_pins_high);
-        for (uint32_t k = 0; k < sr_min(high, SR_ROW_PINS); k++) atomic_store(&row->row_pins[k], 0);
-        atomic_store(&row->row_pins_high, 0);
-        atomic_store(&row->row_state, SR_ROW_CLEAN);
+        uint32_t n = rows[i].number;
+        for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) atomic_store(&row->row_tickets[k], sr_word_pack(0, sr_ticket_salt(n, k)));
+        for (uint32_t k = 0; k < rows[i].high; k++) atomic_store(&row->row_pins[k], sr_word_pack(0, sr_pin_salt(n, k)));
+        put_half(&row->row_pins_high, 0, SR_ROW_SALT(row_pins_high, n));
+        put_half(&row->row_tickets_used, 0, SR_ROW_SALT(row_tickets_used, n));
+        put_half(&row->row_state, SR_ROW_CLEAN, SR_ROW_SALT(row_state, n));
         sr_sys_unmap(&rows[i].hold);
         mark_clean(r, rows[i].number, true);
     }
@@ -170,13 +229,16 @@ void sr_member_leave(struct sr_region *r)
     r->rows = NULL;
     r->pins = NULL;
     r->spare = NULL;
+    r->own = NULL;
+    r->tickets_used = 0;
     r->rows_count = r->pins_cap = r->pins_count = r->spare_count = r->spare_cap = 0;
 }
 
 void sr_member_settled(struct sr_region *r)
 {
     pthread_mutex_lock(&r->local);
-    for (uint32_t i = 0; i < r->rows_count; i++) atomic_store(&r->rows[i].row->row_access, r->writable ? SR_ROW_WRITER : SR_ROW_READER);
+    for (uint32_t i = 0; i < r->rows_count; i++)
+        put_half(&r->rows[i].row->row_access, r->writable ? SR_ROW_WRITER : SR_ROW_READER, SR_ROW_SALT(row_access, r->rows[i].number));
     r->row_was_dirty = false;
     pthread_mutex_unlock(&r->local);
 }
@@ -188,8 +250,28 @@ bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen)
 {
     if (row >= r->head.hd_rows) return false;
     if (!sr_rows_ok(r, row + 1)) return true;
-    if ((atomic_load(&sr_row(r, row)->row_gen) & 0xFFFFu) != (gen & 0xFFFFu)) return false;
-    return sr_rows_held(r, row, 1) != 0;
+    if (sr_rows_held(r, row, 1) == 0) return false;
+    /* Somebody has the row: the same one, unless it says soundly that it is another. */
+    uint32_t is;
+    return !sr_half_unpack(atomic_load(&sr_row(r, row)->row_gen), SR_ROW_SALT(row_gen, row), &is) || is == (gen & 0xFFFFu);
+}
+
+#define WHO_TRIES 100    /* of 0.1 ms: one that just joins is soon done */
+
+int sr_member_who(struct sr_region *r, uint32_t n, struct sr_who *who)
+{
+    for (int tries = 0; tries < WHO_TRIES; tries++) {
+        if (sr_rows_held(r, n, 1) == 0 || !sr_rows_ok(r, n + 1)) return 0;
+        const struct sr_row *row = sr_row(r, n);
+        uint32_t access;
+        bool sound = sr_half_unpack(atomic_load(&row->row_access), SR_ROW_SALT(row_access, n), &access);
+        *who = (struct sr_who){.joined_ns = row->row_joined_ns, .pid = row->row_pid, .uid = row->row_uid, .writer = access == SR_ROW_WRITER};
+        for (uint32_t k = 0; k < SR_ROW_PINS; k++) who->pins += sr_pin_of(row, n, k) != 0;
+        if (sound && row->row_who_crc == who_crc(row, n)) return 1;
+        sr_region__pause();
+        if (r->onlooker && !sr_region__copy_rows(r, n, n + 1)) break;
+    }
+    return SR_E_CORRUPT;
 }
 
 /* --- pins ------------------------------------------------------------------------------------- */
@@ -242,16 +324,22 @@ static void remove_pin(struct sr_region *r, struct sr_pin_slot *pin)
     r->pins_count--;
 }
 
+static void set_high(struct sr_held_row *in, uint32_t high)
+{
+    in->high = high;
+    put_half(&in->row->row_pins_high, high, SR_ROW_SALT(row_pins_high, in->number));
+}
+
 static int pin_new(struct sr_region *r, uint32_t block, uint32_t entry, uint64_t seq, struct sr_error *e)
 {
     int got = grow_pins(r, e);
     if (got == 0 && r->spare_count == 0) got = add_row(r, e);
     if (got < 0) return got;
     uint32_t place = r->spare[--r->spare_count];
-    struct sr_row *row = r->rows[place / SR_ROW_PINS].row;
+    struct sr_held_row *in = &r->rows[place / SR_ROW_PINS];
     uint32_t slot = place % SR_ROW_PINS;
-    if (atomic_load(&row->row_pins_high) <= slot) atomic_store(&row->row_pins_high, slot + 1);
-    atomic_store(&row->row_pins[slot], block);
+    atomic_store_explicit(&in->row->row_pins[slot], sr_word_pack(block, sr_pin_salt(in->number, slot)), memory_order_release);
+    if (in->high <= slot) set_high(in, slot + 1);
     place_pin(r, (struct sr_pin_slot){.block = block, .count = 1, .place = place, .entry = entry, .seq = seq});
     r->pins_count++;
     return 0;
@@ -284,42 +372,45 @@ void sr_unpin(struct sr_region *r, uint32_t block)
     pthread_mutex_lock(&r->local);
     struct sr_pin_slot *pin = find_pin(r, block);
     if (pin && --pin->count == 0) {
-        struct sr_row *row = r->rows[pin->place / SR_ROW_PINS].row;
-        uint32_t slot = pin->place % SR_ROW_PINS;
-        atomic_store(&row->row_pins[slot], 0);
-        uint32_t high = atomic_load(&row->row_pins_high);
-        if (high <= SR_ROW_PINS && slot + 1 == high) {
-            while (high > 0 && atomic_load(&row->row_pins[high - 1]) == 0) high--;
-            atomic_store(&row->row_pins_high, high);
+        struct sr_held_row *in = &r->rows[pin->place / SR_ROW_PINS];
+        uint32_t slot = pin->place % SR_ROW_PINS, high = in->high;
+        atomic_store(&in->row->row_pins[slot], sr_word_pack(0, sr_pin_salt(in->number, slot)));
+        if (slot + 1 == high) {
+            while (high > 0 && atomic_load_explicit(&in->row->row_pins[high - 1], memory_order_relaxed) == sr_word_pack(0, sr_pin_salt(in->number, high - 1))) high--;
+            set_high(in, high);
         }
         r->spare[r->spare_count++] = pin->place;
-        if (!sr_entry_ok(r, pin->entry) || atomic_load(&sr_entry(r, pin->entry)->ent_seq) != pin->seq)
+        if (!sr_entry_ok(r, pin->entry) || sr_seq_of(sr_entry(r, pin->entry), pin->entry) != pin->seq)
             atomic_fetch_add(&sr_members(r)->mh_releases, 1);
         remove_pin(r, pin);
     }
     pthread_mutex_unlock(&r->local);
 }
 
-static bool row_holds(struct sr_row *row, uint32_t block)
+/* What is not sound may have been any block: it holds this one. */
+static bool row_holds(const struct sr_row *row, uint32_t n, uint32_t block)
 {
-    uint32_t high = atomic_load(&row->row_pins_high);
-    for (uint32_t k = 0; k < sr_min(high, SR_ROW_PINS); k++)
-        if (atomic_load(&row->row_pins[k]) == block) return true;
-    uint32_t used = atomic_load(&row->row_tickets_used);
-    for (uint32_t k = 0; k < sr_min(used, SR_ROW_TICKETS); k++)
-        if (atomic_load(&row->row_tickets[k]) >> 32 == block) return true;
+    uint32_t high, used;
+    if (!sr_half_unpack(atomic_load(&row->row_pins_high), SR_ROW_SALT(row_pins_high, n), &high)) high = SR_ROW_PINS;
+    for (uint32_t k = 0; k < sr_min(high, SR_ROW_PINS); k++) {
+        uint64_t word = atomic_load(&row->row_pins[k]);
+        if (word >> 16 == block || !sr_word_sound(word, sr_pin_salt(n, k))) return true;
+    }
+    if (!sr_half_unpack(atomic_load(&row->row_tickets_used), SR_ROW_SALT(row_tickets_used, n), &used)) used = SR_ROW_TICKETS;
+    for (uint32_t k = 0; k < sr_min(used, SR_ROW_TICKETS); k++) {
+        uint64_t word = atomic_load(&row->row_tickets[k]);
+        if (word >> (16 + SR_TICKET_COUNT_BITS) == block || !sr_word_sound(word, sr_ticket_salt(n, k))) return true;
+    }
     return false;
 }
 
 static uint32_t count_holders(struct sr_region *r, uint32_t block, uint32_t enough)
 {
     atomic_thread_fence(memory_order_seq_cst);
-    uint32_t high = rows_high(r), found = 0;
+    uint32_t high = sr_rows_high(r), found = 0;
     if (!sr_rows_ok(r, high)) return enough;    /* cannot look: held */
     for (uint32_t n = 0; n < high && found < enough; n++) {
-        struct sr_row *row = sr_row(r, n);
-        if (atomic_load(&row->row_state) == SR_ROW_CLEAN) continue;
-        if (row_holds(row, block) && sr_rows_held(r, n, 1) != 0) found++;
+        if (row_holds(sr_row(r, n), n, block) && sr_rows_held(r, n, 1) != 0) found++;
     }
     return found;
 }
@@ -329,16 +420,31 @@ uint32_t sr_pin_holders(struct sr_region *r, uint32_t block) { return count_hold
 
 /* --- tickets ---------------------------------------------------------------------------------- */
 
-/* Raise the count of `block` in slot k if it is there (or the slot is empty and `fresh`). */
-static bool raise_ticket(struct sr_row *row, uint32_t k, uint32_t block, bool fresh)
+static uint64_t ticket_pack(uint32_t block, uint64_t count, uint32_t row, uint32_t k)
 {
-    uint64_t seen = atomic_load(&row->row_tickets[k]);
+    return sr_word_pack(count ? (uint64_t)block << SR_TICKET_COUNT_BITS | count : 0, sr_ticket_salt(row, k));
+}
+
+/* References to what block, if the ticket is sound; otherwise 0. */
+static uint64_t ticket_count(uint64_t word, uint32_t row, uint32_t k, uint32_t *block)
+{
+    uint64_t value;
+    if (!sr_word_unpack(word, sr_ticket_salt(row, k), &value)) return *block = 0, 0;
+    *block = (uint32_t)(value >> SR_TICKET_COUNT_BITS);
+    return value & SR_TICKET_COUNT_MAX;
+}
+
+/* Raise the count of `block` in slot k if it is there (or the slot is empty and `fresh`). */
+static bool raise_ticket(const struct sr_held_row *in, uint32_t k, uint32_t block, bool fresh)
+{
+    _Atomic uint64_t *ticket = &in->row->row_tickets[k];
+    uint64_t seen = atomic_load(ticket);
     for (;;) {
-        uint64_t next;
-        if (seen != 0 && seen >> 32 == block && (uint32_t)seen != UINT32_MAX) next = seen + 1;
-        else if (fresh && seen == 0) next = ((uint64_t)block << 32) | 1;
-        else return false;
-        if (atomic_compare_exchange_weak(&row->row_tickets[k], &seen, next)) return true;
+        uint32_t of;
+        uint64_t count = ticket_count(seen, in->number, k, &of);
+        bool empty = seen == ticket_pack(0, 0, in->number, k);
+        if (!(count && of == block && count < SR_TICKET_COUNT_MAX) && !(fresh && empty)) return false;
+        if (atomic_compare_exchange_weak(ticket, &seen, ticket_pack(block, count + 1, in->number, k))) return true;
     }
 }
 
@@ -349,19 +455,22 @@ int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row_number, s
     if (!r->open) {
         got = sr_fail(e, SR_E_CLOSED, 0, "region '%s' is closed", r->name);
     } else {
-        struct sr_row *row = r->rows[0].row;
-        *row_number = r->rows[0].number;
+        const struct sr_held_row *in = &r->rows[0];
+        *row_number = in->number;
         bool done = false;
-        uint32_t used = (uint32_t)sr_min(atomic_load(&row->row_tickets_used), SR_ROW_TICKETS);
-        for (uint32_t k = 0; k < used && !done; k++) done = raise_ticket(row, k, block, false);
+        for (uint32_t k = 0; k < r->tickets_used && !done; k++) done = raise_ticket(in, k, block, false);
         for (uint32_t k = 0; k < SR_ROW_TICKETS && !done; k++) {
-            if (k >= used) atomic_store(&row->row_tickets_used, k + 1);
-            done = raise_ticket(row, k, block, true);
+            if (k >= r->tickets_used) {
+                r->tickets_used = k + 1;
+                put_half(&in->row->row_tickets_used, k + 1, SR_ROW_SALT(row_tickets_used, in->number));
+            }
+            done = raise_ticket(in, k, block, true);
         }
         /* All slots hold references to other blocks that nobody has claimed: the one at a place
          * that follows from the block gives way. Its claimer will find the object if it still
          * lives, or ObjectNotFound. */
-        if (!done) atomic_store(&row->row_tickets[block % SR_ROW_TICKETS], ((uint64_t)block << 32) | 1);
+        uint32_t place = block % SR_ROW_TICKETS;
+        if (!done) atomic_store(&in->row->row_tickets[place], ticket_pack(block, 1, in->number, place));
     }
     pthread_mutex_unlock(&r->local);
     atomic_thread_fence(memory_order_seq_cst);
@@ -370,14 +479,14 @@ int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row_number, s
 
 void sr_ticket_claim(struct sr_region *r, uint32_t row_number, uint32_t block)
 {
-    if (row_number >= rows_high(r) || !sr_rows_ok(r, row_number + 1)) return;
+    if (row_number >= sr_rows_high(r) || !sr_rows_ok(r, row_number + 1)) return;
     struct sr_row *row = sr_row(r, row_number);
     for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) {
-        uint64_t seen = atomic_load(&row->row_tickets[k]);
-        while (seen >> 32 == block && (uint32_t)seen != 0) {
-            uint64_t next = (uint32_t)seen == 1 ? 0 : seen - 1;
-            if (!atomic_compare_exchange_weak(&row->row_tickets[k], &seen, next)) continue;
-            if (next == 0) atomic_fetch_add(&sr_members(r)->mh_releases, 1);
+        uint64_t seen = atomic_load(&row->row_tickets[k]), count;
+        uint32_t of;
+        while ((count = ticket_count(seen, row_number, k, &of)) != 0 && of == block) {
+            if (!atomic_compare_exchange_weak(&row->row_tickets[k], &seen, ticket_pack(block, count - 1, row_number, k))) continue;
+            if (count == 1) atomic_fetch_add(&sr_members(r)->mh_releases, 1);
             return;
         }
     }
@@ -385,9 +494,13 @@ void sr_ticket_claim(struct sr_region *r, uint32_t row_number, uint32_t block)
 
 uint32_t sr_tickets_open(struct sr_region *r)
 {
-    uint32_t open = 0;
+    uint32_t open = 0, of;
     pthread_mutex_lock(&r->local);
-    for (uint32_t k = 0; r->rows_count && k < SR_ROW_TICKETS; k++) open += (uint32_t)atomic_load(&r->rows[0].row->row_tickets[k]);
+    /* Asked whenever an array dies: mostly there are none. */
+    for (uint32_t k = 0; k < r->tickets_used; k++) {
+        uint64_t word = atomic_load_explicit(&r->own->row_tickets[k], memory_order_relaxed);
+        if (word >> 16 != 0) open += (uint32_t)ticket_count(word, r->own_row, k, &of);
+    }
     pthread_mutex_unlock(&r->local);
     return open;
 }
@@ -415,10 +528,15 @@ static void make_child_rows(struct sr_region *r)
             r->child_rows = NULL;
             break;
         }
-        struct sr_row *from = r->rows[i].row;
-        atomic_store(&child->row->row_pins_high, atomic_load(&from->row_pins_high));
-        for (uint32_t k = 0; k < SR_ROW_PINS; k++)
-            atomic_store(&child->row->row_pins[k], atomic_load(&from->row_pins[k]));
+    }
+    /* From this process's own notes: what stands in its row may be damaged. */
+    for (uint32_t i = 0; r->child_rows && i < r->pins_cap; i++) {
+        const struct sr_pin_slot *pin = &r->pins[i];
+        if (pin->block == 0) continue;
+        struct sr_held_row *child = &r->child_rows[pin->place / SR_ROW_PINS];
+        uint32_t slot = pin->place % SR_ROW_PINS;
+        atomic_store(&child->row->row_pins[slot], sr_word_pack(pin->block, sr_pin_salt(child->number, slot)));
+        if (child->high <= slot) set_high(child, slot + 1);
     }
     /* A dead writer's row may have been taken for the child. The parent settles the same things
      * when it next changes something, whoever's row they name. */
@@ -460,7 +578,7 @@ static void after_fork_in_child(void)
         if (r->child_rows) {
             for (uint32_t i = 0; i < r->rows_count; i++) {
                 r->rows[i] = r->child_rows[i];
-                r->rows[i].row->row_pid = sr_sys_pid();
+                note_who(r->rows[i].row, r->rows[i].number);
                 sr_sys_hold_private(&r->rows[i].hold);
             }
             note_own_row(r);
@@ -470,6 +588,8 @@ static void after_fork_in_child(void)
         } else {
             /* No row was to be had: this child is no member, and its pins are nobody's. */
             r->open = false;
+            r->own = NULL;
+            r->tickets_used = 0;
             r->rows_count = r->pins_count = 0;
             if (r->pins_cap) memset(r->pins, 0, r->pins_cap * sizeof *r->pins);
         }

@@ -286,12 +286,12 @@ void sr_region_close(struct sr_region *r)
 /* Whether a row is one of this process's own, by any handle of the same region. Under the list's lock. */
 static bool others_live(struct sr_region *r)
 {
-    struct sr_members_head *m = sr_members(r);
-    uint32_t high = (uint32_t)sr_min(atomic_load(&m->mh_rows_high), r->head.hd_rows);
+    uint32_t high = sr_rows_high(r), state;
     for (uint32_t n = 0; n < high; n++) {
         if (sr_rows_held(r, n, 1) == 0) continue;
         /* Another that is just ending: whoever of the two looks last removes the names. */
-        if (!sr_rows_ok(r, n + 1) || atomic_load(&sr_row(r, n)->row_state) != SR_ROW_LEAVING) return true;
+        if (!sr_rows_ok(r, n + 1) || !sr_half_unpack(atomic_load(&sr_row(r, n)->row_state), SR_ROW_SALT(row_state, n), &state) || state != SR_ROW_LEAVING)
+            return true;
     }
     return false;
 }
@@ -300,7 +300,8 @@ void sr_region_retire(struct sr_region *r)
 {
     /* A keeper sees the end of the last process by itself. */
     if (r->rows_count == 0 || (r->head.hd_flags & (SR_HEAD_PERSIST | SR_HEAD_KEPT))) return;
-    for (uint32_t i = 0; i < r->rows_count; i++) atomic_store(&r->rows[i].row->row_state, SR_ROW_LEAVING);
+    for (uint32_t i = 0; i < r->rows_count; i++)
+        atomic_store(&r->rows[i].row->row_state, sr_half_pack(SR_ROW_LEAVING, SR_ROW_SALT(row_state, r->rows[i].number)));
     atomic_thread_fence(memory_order_seq_cst);
     if (others_live(r)) return;
     SR_FD dir = sr_region__open_dir(NULL);

@@ -39,6 +39,7 @@ struct sr_held_row {
     struct sr_map hold;          /* holds the lock on the row's byte */
     struct sr_row *row;          /* the same page */
     uint32_t number;
+    uint32_t high;               /* as row_pins_high says, from this side */
 };
 
 struct sr_region {
@@ -68,6 +69,8 @@ struct sr_region {
     uint32_t *spare;             /* free places: (index in rows) * SR_ROW_PINS + slot       */
     uint32_t spare_count, spare_cap;
     uint32_t own_row, own_gen;   /* of rows[0]; change only at a join and in a forked child     */
+    struct sr_row *own;
+    uint32_t tickets_used;       /* as row_tickets_used says, from this side                 */
     _Atomic bool row_was_dirty;  /* the row taken had a writer that did not leave cleanly   */
 
     pthread_mutex_t writers;     /* the threads of this process, before the shared lock     */
@@ -208,6 +211,11 @@ uint32_t sr_tickets_open(struct sr_region *r);
 bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen);
 /* As sr_sys_held, of the rows; 1 if that cannot be told. */
 int sr_rows_held(struct sr_region *r, uint32_t row, uint32_t count);
+/* Rows that were used at some time are below. Damaged, it is found anew from the locks on the rows. */
+uint32_t sr_rows_high(struct sr_region *r);
+/* What the member of a row says of itself: 1, 0 if there is none, or SR_E_CORRUPT. */
+struct sr_who { uint64_t joined_ns; uint32_t pid, uid, pins; bool writer; };
+int sr_member_who(struct sr_region *r, uint32_t row, struct sr_who *who);
 /* Own row, as it stands in entries being filled. */
 uint32_t sr_member_row(const struct sr_region *r);
 uint32_t sr_member_gen(const struct sr_region *r);
@@ -216,12 +224,26 @@ void sr_member_settled(struct sr_region *r);
 
 /* --- the lock (lock.c) ------------------------------------------------------------------------ */
 
-/* Take the writers' lock. *abandoned: its holder died with it; the caller puts the catalog in order
- * before anything else. SR_E_LOST if liveness cannot be told any more. */
+/* Take the writers' lock. *abandoned: its holder died with it, or left the state otherwise than whole;
+ * the caller puts the catalog in order before anything else. SR_E_LOST if liveness cannot be told any more. */
 int sr_lock(struct sr_region *r, bool *abandoned, struct sr_error *e);
 void sr_unlock(struct sr_region *r);
+/* The same, of a catalog that the next one has to put in order. */
+void sr_unlock_unsure(struct sr_region *r);
 /* Whether the lock is held in the name of `row` (by a former owner of it). */
 bool sr_lock_names_row(const struct sr_region *r, uint32_t row);
+bool sr_lock_is_free(const struct sr_region *r);
+/* The lock of a new region; the word of a holder, for tests. */
+void sr_lock_init(struct sr_region *r);
+uint64_t sr_lock_word(uint32_t row, uint32_t gen);
+
+/* --- the state's words (state.c) -------------------------------------------------------------- */
+
+void sr_state_init(struct sr_state *s);
+/* Note what the state is, before the lock is given back; whether it is that still. */
+void sr_state_seal(struct sr_state *s);
+void sr_state_unseal(struct sr_state *s);
+bool sr_state_is_sealed(const struct sr_state *s);
 
 /* --- fork (member.c) -------------------------------------------------------------------------- */
 

@@ -43,7 +43,7 @@ static void verify_all(struct sr_region *r)
 }
 
 /* The lock as a dead writer leaves it: in the name of a row that nobody holds. */
-static void abandon(struct sr_region *r) { atomic_store(&sr_state(r)->st_lock, 900u | (5u << 15)); }
+static void abandon(struct sr_region *r) { atomic_store(&sr_state(r)->st_lock, sr_lock_word(899, 5)); }
 
 static void against_model(uint64_t rounds, uint64_t seed)
 {
@@ -136,7 +136,9 @@ static void growth(uint32_t objects)
         OK(sr_catalog_delete(r, name, strlen(name), 0, &error));
     }
     OK(sr_catalog_check(r, &error));
-    printf("%u objects: index level %u\n", objects, atomic_load(&sr_state(r)->st_level));
+    unsigned level = 0;
+    OK(sr_index__level(r, &level, &error));
+    printf("%u objects: index level %u\n", objects, level);
     sr_region_close(reader);
     sr_region_close(r);
 }

@@ -251,7 +251,7 @@ static uint32_t holder(struct sr_region *r, uint32_t otherwise)
     uint64_t until = sr_sys_now() + 40000000;
     uint32_t seen = 0;
     for (int same = 0; sr_sys_now() < until; same++) {
-        uint32_t word = atomic_load(&sr_state(r)->st_lock) & 0x7FFFFFFF;
+        uint32_t word = (uint32_t)atomic_load(&sr_state(r)->st_lock) & 0x7FFFFFFF;
         if (word != seen || word == 0) same = 0;
         seen = word;
         if (same < 400) continue;

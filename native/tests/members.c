@@ -191,7 +191,7 @@ static void rows_used_again(void)
         struct sr_region *more = t_attach(r->name, i % 2);
         sr_region_close(more);
     }
-    EXPECT(atomic_load(&sr_members(r)->mh_rows_high) <= 2, "rows are not used again");
+    EXPECT(sr_rows_high(r) <= 2, "rows are not used again");
     for (int i = 0; i < 40; i++) {
         pid_t pid = fork();
         EXPECT(pid >= 0, "fork");
@@ -201,7 +201,7 @@ static void rows_used_again(void)
         }
         waitpid(pid, NULL, 0);
     }
-    uint32_t high = atomic_load(&sr_members(r)->mh_rows_high);
+    uint32_t high = sr_rows_high(r);
     EXPECT(high <= 8, "rows of the killed pile up: %u", high);
     struct sr_stats stats;
     sr_catalog_stats(r, &stats);

@@ -142,7 +142,7 @@ static int find_base(struct dl_phdr_info *info, size_t size, void *out)
 
 static bool our_file(const char *file)
 {
-    static const char *const files[] = {"alloc.c", "names.c", "segment.c", "create.c", "reclaim.c", "member.c", "lock.c", "view.c", "files.c",
+    static const char *const files[] = {"alloc.c", "names.c", "segment.c", "create.c", "reclaim.c", "member.c", "lock.c", "state.c", "view.c", "files.c",
                                         "entries.c", "index.c", "store.c", "recover.c"};
     for (size_t i = 0; i < SR_ARRAY_LEN(files); i++)
         if (strcmp(file, files[i]) == 0) return true;
@@ -275,7 +275,7 @@ static uint64_t catalog_in_use(const unsigned char *catalog)
 {
     const struct sr_head *h = (const struct sr_head *)catalog;
     const struct sr_state *s = (const struct sr_state *)(catalog + SR_STATE_AT);
-    unsigned level = s->st_level, gens = level + (s->st_slots_used * UINT64_C(2) >= sr_slots_count(level) ? 1 : 0);
+    unsigned level = (uint8_t)(atomic_load(&s->st_level) >> 16), gens = level + (s->st_slots_used * UINT64_C(2) >= sr_slots_count(level) ? 1 : 0);
     gens = (unsigned)sr_max(gens, sr_entry_gen(s->st_entries_committed - 1));
     gens = (unsigned)sr_max(gens, sr_block_gen(s->st_blocks_committed - 1));
     return sr_min(sr_gen_at(h->hd_gen0, gens + 1), sr_min(h->hd_catalog_size, CATALOG_MAX));
@@ -283,7 +283,7 @@ static uint64_t catalog_in_use(const unsigned char *catalog)
 
 static uint64_t members_in_use(const unsigned char *members)
 {
-    return SR_PAGE * (1 + sr_min(((const struct sr_members_head *)members)->mh_rows_high + 1, ROWS_SEEN));
+    return SR_PAGE * (1 + sr_min((((const struct sr_members_head *)members)->mh_rows_high >> 16) + 1, ROWS_SEEN));
 }
 
 /* Bring up to date; whether anything was different. */
@@ -444,10 +444,10 @@ static void check_point(const struct expected *x, const struct snapshot *shot, e
     alarm(60);    /* no recovery waits: one that does is ended, and with it the run */
     struct sr_members_head *m = (struct sr_members_head *)copy.members;
     uint32_t choice = (uint32_t)t_random(random);
-    bool sealed = sr_state(&(struct sr_region){.catalog = {copy.catalog, 0}})->st_flags & SR_STATE_SEALED;
+    bool sealed = sr_state_flags(sr_state(&(struct sr_region){.catalog = {copy.catalog, 0}})) & SR_STATE_SEALED;
     /* The recoverer comes with a row of its own as often as with the row of the dead. */
     if (choice & 1) {
-        m->mh_rows_high = (uint32_t)sr_max(m->mh_rows_high, 18);
+        m->mh_rows_high = sr_half_pack((uint32_t)sr_max(m->mh_rows_high >> 16, 18), SR_ROWS_HIGH_SALT);
         m->mh_clean[0] |= UINT64_C(1) << 17;
     }
     bool held = control->other_open && (lives == EITHER ? (choice & 2) != 0 : lives == ALIVE);
@@ -559,7 +559,7 @@ static int operate(const struct history *h, uint8_t *meta, const uint8_t *bytes)
     case DELETE: return sr_catalog_delete(self, o->name, strlen(o->name), 0, &error);
     case BEGIN: return sr_draft_begin(self, &d, &draft, &error);
     case PUBLISH: return sr_draft_publish(self, &d, &draft, &seq, &error);
-    case DROP: return sr_draft_drop(self, &draft), 0;
+    case DROP: return sr_draft_drop(self, &d, &draft), 0;
     case BUMP: return sr_catalog_bump(self, o->name, strlen(o->name), &seq, &error);
     case ATTACH: return sr_catalog_attach(&more, region_name, true, SR_NO_OWNER, &error);
     case ATTACH_READER: return sr_catalog_attach(&more, region_name, false, SR_NO_OWNER, &error);
@@ -752,10 +752,10 @@ static void others(const struct history *h, struct expected *x, uint64_t *random
     if (got == SR_E_NOT_FOUND && (h->stepped.kind == CLOSE_LAST || h->stepped.kind == CLOSE)) return;
     if (got != 0) BAD("attach of a reader beside a stopped member: %d %s", got, error.what);
     look_at_all(reader, x, true);
-    uint32_t lock = atomic_load(&sr_state(reader)->st_lock);
-    bool sealed = atomic_load(&sr_state(reader)->st_flags) & SR_STATE_SEALED;
+    bool taken = !sr_lock_is_free(reader);
+    bool sealed = sr_state_flags(sr_state(reader)) & SR_STATE_SEALED;
     sr_region_close(reader);
-    if (lock != 0) {
+    if (taken) {
         atomic_fetch_add(&figures->paused_held, 1);
         return;    /* a writer would wait for the stopped one */
     }

@@ -51,7 +51,7 @@ static void *work(void *number)
             if (got == 0) {
                 t_fill(r->data.at + draft.off.at, d.len, filled);
                 if (dice % 4) got = sr_draft_publish(r, &d, &draft, &seq, &error);
-                else sr_draft_drop(r, &draft);
+                else sr_draft_drop(r, &d, &draft);
             }
             if (got == SR_E_FULL) got = 0;
         } else if (dice < 45) {

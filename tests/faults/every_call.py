@@ -272,12 +272,12 @@ class ManyPins(Case):
 
     def prepare(self) -> None:
         super().prepare()
-        for n in range(830):
+        for n in range(420):
             self.open[0][f"n{n}"] = np.array([n])
 
     def act(self) -> None:
-        held = [self.open[0][f"n{n}"] for n in range(830)]
-        assert [int(x[0]) for x in held] == list(range(830))
+        held = [self.open[0][f"n{n}"] for n in range(420)]
+        assert [int(x[0]) for x in held] == list(range(420))
         self.open += held
 
 

@@ -174,12 +174,14 @@ def test_another_build(unique: str) -> None:
         path = segment(unique, "catalog")
         with path.open("r+b") as file:
             file.seek(8)
+            own = file.read(4)
+            file.seek(8)
             file.write(struct.pack("<I", 99))
         with pytest.raises(sr.RegionCorrupt, match="another build.*format 99"):
             sr.attach(unique)
         with path.open("r+b") as file:
             file.seek(8)
-            file.write(struct.pack("<I", 1))
+            file.write(own)
         sr.attach(unique).close()
         assert len(region) == 0
 

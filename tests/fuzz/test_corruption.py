@@ -1,6 +1,7 @@
-"""Damaged bytes in catalog or members segment: an error of the family or a right answer.
+"""Damaged bytes in catalog or members segment: RegionCorrupt or a right answer.
 
-Never a signal, never a hang, never an object's bytes that are not that object's.
+Never a signal, never a hang, never an object's bytes that are not that object's; nor a name that is
+there and not found, a gap in a list, a figure that is not so, or memory used again that somebody holds.
 """
 
 import json
@@ -24,7 +25,8 @@ PATIENCE = 15.0  # for one case; then it hangs
 #: Cases of random damage. `make fuzz` asks for 100,000.
 RANDOM = int(os.environ.get("SHAREDREGION_FUZZ", "2000"))
 
-Change = tuple[str, int, bytes]
+#: Segment, offset, bytes, and whether their bits are exchanged or they put in the place of what is there.
+Change = tuple[str, int, bytes, bool]
 
 TEMPLATE = """
 import os, signal, sys
@@ -62,12 +64,19 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         if request.param == "a writer that died with the lock":
             row = int(done.stdout)
             with Segment(name, "members") as members, Segment(name, "catalog") as catalog:
-                generation = struct.unpack_from("<I", members, 4096 * (1 + row))[0]
-                struct.pack_into("<I", catalog, 1024, (row + 1) | (generation & 0xFFFF) << 15)
+                generation = struct.unpack_from("<I", members, 4096 * (1 + row))[0] >> 16
+                struct.pack_into("<Q", catalog, 1024, lock_word(row, generation))
         yield name
     finally:
         for kind in ("catalog", "members", "data"):
             Path(f"/dev/shm/sharedregion.{name}.{kind}").unlink(missing_ok=True)
+
+
+def lock_word(row: int, generation: int) -> int:
+    """The lock as a holder leaves it (native/region/lock.c)."""
+    value = (row + 1) | generation << 15 | 1 << 32
+    mixed = (value ^ ((9 << 56) * 0x9E3779B97F4A7C15)) & (2**64 - 1)
+    return value | ((mixed * 0xBF58476D1CE4E5B9 & (2**64 - 1)) >> 49 << 1 | 1) << 48
 
 
 class Segment:
@@ -101,9 +110,12 @@ def places(name: str) -> list[tuple[str, int]]:
     """Every byte of the small segments that means something."""
     with Segment(name, "catalog") as catalog, Segment(name, "members") as members:
         gen0 = struct.unpack_from("<Q", catalog, 72)[0]
-        entries, blocks = struct.unpack_from("<II", catalog, 1024 + 80)
+        entries = struct.unpack_from("<Q", catalog, 1024 + 88)[0] >> 16
+        blocks = struct.unpack_from("<I", catalog, 1024 + 96)[0]
         found = [("catalog", at) for at in range(1024)]
-        found += [("catalog", 1024 + at) for at in (*range(4), *range(64, 140), *range(192, 208))]
+        found += [
+            ("catalog", 1024 + at) for at in (*range(8), *range(64, 168), *range(192, 232), *range(256, 264))
+        ]
         found += [("catalog", 4096 + at) for at in range(96 + 40 * 16 * 4)]
         found += [("catalog", 8192 + at) for at in range(8)]
         found += [("catalog", gen0 + at) for at in range(128, 128 * (entries + 1))]
@@ -112,16 +124,16 @@ def places(name: str) -> list[tuple[str, int]]:
         used = {
             at + 8 * step
             for at in range(slots, slots + (16 << 10), 8)
-            if any(catalog[at : at + 8])
+            if struct.unpack_from("<Q", catalog, at)[0] >> 16
             for step in (0, 1)
             if at + 8 * step < slots + (16 << 10)
         }
         found += [("catalog", at + k) for at in sorted(used) for k in range(8)]
         found += [("members", at) for at in range(80)]
-        rows = struct.unpack_from("<I", members, 40)[0]
-        for row in range(rows + 1):
+        rows = struct.unpack_from("<I", members, 40)[0] >> 16
+        for row in range(rows + 2):
             start = 4096 * (1 + row)
-            found += [("members", start + at) for at in (*range(36), *range(64, 80), *range(832, 848))]
+            found += [("members", start + at) for at in (*range(44), *range(64, 80), *range(832, 864))]
     return found
 
 
@@ -130,7 +142,7 @@ def run(name: str, cases: list[list[Change]], tmp_path: Path) -> Counter[str]:
     listing = tmp_path / "cases"
     with listing.open("w") as file:
         for case in cases:
-            print(json.dumps([[kind, at, data.hex()] for kind, at, data in case]), file=file)
+            print(json.dumps([[kind, at, data.hex(), bits] for kind, at, data, bits in case]), file=file)
     progress = tmp_path / "progress"
     progress.write_bytes(bytes(8))
     wrong: list[str] = []
@@ -177,13 +189,11 @@ def watch(child: "subprocess.Popen[bytes]", progress: Path) -> bool:
 
 
 def describe(case: list[Change]) -> str:
-    return ", ".join(f"{kind}[{at}]={data.hex()}" for kind, at, data in case)
+    return ", ".join(f"{kind}[{at}]{'^' if bits else ''}={data.hex()}" for kind, at, data, bits in case)
 
 
 def flips(name: str, mask: int) -> list[list[Change]]:
-    with Segment(name, "catalog") as catalog, Segment(name, "members") as members:
-        bytes_of = {"catalog": catalog, "members": members}
-        return [[(kind, at, bytes([bytes_of[kind][at] ^ mask]))] for kind, at in places(name)]
+    return [[(kind, at, bytes([mask]), True)] for kind, at in places(name)]
 
 
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
@@ -221,7 +231,8 @@ def test_random_damage(template: str, tmp_path: Path) -> None:
         bytes_of = {"catalog": catalog, "members": members}
         for _ in range(RANDOM):
             case: list[Change] = []
-            for _ in range(random_of.choice((1, 1, 2, 2, 3, 5, 8))):
+            wanted = random_of.choice((1, 1, 2, 2, 3, 5, 8))
+            while len(case) < wanted:
                 kind, at = random_of.choice(where)
                 if random_of.random() < 0.2:
                     # A field of one thing in the place of another's.
@@ -230,11 +241,13 @@ def test_random_damage(template: str, tmp_path: Path) -> None:
                     )
                     size = random_of.choice((4, 8, 32, 128))
                     at, source = at // size * size, source // size * size
+                    if at == source:
+                        continue  # what lay there before is no damage that a check could tell
                     data = bytes(bytes_of[kind][source : source + size])
                 else:
                     data = random_of.choice(INTERESTING)(random_of)
                     at = at // min(len(data), 8) * min(len(data), 8) if len(data) > 1 else at
-                case.append((kind, at, data))
+                case.append((kind, at, data, False))
             cases.append(case)
     answers = run(template, cases, tmp_path)
     print(f"{len(cases)} cases: {dict(answers)}")
