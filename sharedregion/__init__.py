@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os as _os
 import sys as _sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ from sharedregion.errors import (
     ToolError,
 )
 
-try:
+if TYPE_CHECKING:
+    from sharedregion._install import install
+    from sharedregion.footprint import Footprint, footprint
     from sharedregion.opening import (
         attach,
         backends,
@@ -37,31 +40,18 @@ try:
         unlink,
     )
     from sharedregion.region import Member, Region, Stats
-except ImportError as _error:
-    if _sys.platform == "linux" and (getattr(_error, "name", "") or "").endswith("_native"):
+
+_SUPPORTED = _sys.platform == "linux" and _os.uname().machine == "x86_64"
+if _SUPPORTED:
+    try:
+        # The light one of the two native modules stands for both.
+        import_module("sharedregion._blocks")
+    except ImportError as _error:
         raise ImportError(
             "the native core of sharedregion is not here: this is the source folder of a checkout, or a "
             "broken installation. Start Python elsewhere or with PYTHONSAFEPATH=1, or install the package",
             name=_error.name,
         ) from _error
-    if _sys.platform == "linux":
-        raise
-    from sharedregion._elsewhere import (  # type: ignore[assignment]
-        Member,
-        Region,
-        Stats,
-        attach,
-        backends,
-        create,
-        load_npz,
-        load_safetensors,
-        regions,
-        share,
-        unlink,
-    )
-
-if TYPE_CHECKING:
-    from sharedregion.footprint import Footprint, footprint
 
 __version__ = "0.1.0"
 
@@ -90,12 +80,26 @@ __all__ = [
     "create",
     "errors",
     "footprint",
+    "install",
     "load_npz",
     "load_safetensors",
     "regions",
     "share",
     "unlink",
 ]
+
+
+# What stands in each of these is loaded when it is first asked for: `sharedregion.shared_memory` in a
+# program that has no NumPy otherwise must not load it.
+_MODULES = ("arrays", "files", "managers", "opening", "records", "references", "region", "shared_memory")
+_PLACES = {
+    **dict.fromkeys(
+        ("attach", "backends", "create", "load_npz", "load_safetensors", "regions", "share", "unlink"),
+        "opening",
+    ),
+    **dict.fromkeys(("Member", "Region", "Stats"), "region"),
+    "install": "_install",
+}
 
 
 def _look(region: Region, leaves: bool) -> Footprint:
@@ -105,13 +109,28 @@ def _look(region: Region, leaves: bool) -> Footprint:
     return look(*pids, regions=[(region.name, region._segments())], leaves=leaves)
 
 
-Region._look = _look
+def _load(name: str) -> Any:
+    place = _PLACES[name]
+    if not _SUPPORTED and place != "_install":
+        place = "_elsewhere"
+    module = import_module(f"sharedregion.{place}")
+    if place == "region":
+        module.Region._look = _look
+    value = globals()[name] = getattr(module, name)
+    return value
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: a worker that reads arrays needs none of it. `footprint` is the module,
-    # which can be called like the function of the same name that it holds.
+    if name in _PLACES:
+        return _load(name)
+    if name in _MODULES:
+        return import_module(f"sharedregion.{name}")
+    # `footprint` is the module, which can be called like the function of the same name that it holds.
     if name in ("footprint", "Footprint"):
         module = import_module("sharedregion.footprint")
         return module if name == "footprint" else module.Footprint
     raise AttributeError(f"module 'sharedregion' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -25,7 +26,6 @@ from sharedregion.errors import (
     RegionFull,
     RegionNotFound,
     RegionTimeout,
-    SharedRegionError,
 )
 from sharedregion.records import Member, Stats
 
@@ -373,9 +373,9 @@ class Region(_native.RegionHandle):
     def footprint(self, *, leaves: bool = False) -> Footprint:
         """What the members' page tables cost, by the helper."""
         if Region._look is None:
-            raise SharedRegionError(
-                "sharedregion.footprint is not loaded", "import sharedregion, not only this module"
-            )
+            # The face gives it when it is asked for Region; one that was unpickled was not asked for.
+            import_module("sharedregion")._load("Region")
+        assert Region._look is not None
         return Region._look(self, leaves)
 
     def prefault(self) -> None:

@@ -1,5 +1,8 @@
 /* module: sharedregion._native. */
 #include "sr_python.h"
+#ifdef SR_FAULTS
+#include "sr_faults_python.h"
+#endif
 
 struct srp_types srp_types;
 
@@ -90,50 +93,6 @@ static PyObject *native_settle(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-#ifdef SR_FAULTS
-/* fail_call(name, nth, errno): the nth call of that name from now on fails, once */
-static PyObject *native_fail_call(PyObject *module, PyObject *args)
-{
-    (void)module;
-    const char *name;
-    unsigned nth;
-    int error;
-    if (!PyArg_ParseTuple(args, "sIi", &name, &nth, &error)) return NULL;
-    if (sr_faults_arm(name, nth, error) < 0) return PyErr_Format(PyExc_ValueError, "there is no call '%s' that could fail so", name);
-    Py_RETURN_NONE;
-}
-
-/* count_calls(): count from now on, and let none fail */
-static PyObject *native_count_calls(PyObject *module, PyObject *unused)
-{
-    (void)module, (void)unused;
-    sr_faults_watch();
-    Py_RETURN_NONE;
-}
-
-static PyObject *native_fail_none(PyObject *module, PyObject *unused)
-{
-    (void)module, (void)unused;
-    sr_faults_disarm();
-    Py_RETURN_NONE;
-}
-
-/* calls() -> {name: count} of those that were made */
-static PyObject *native_calls(PyObject *module, PyObject *unused)
-{
-    (void)module, (void)unused;
-    PyObject *dict = PyDict_New();
-    const char *name;
-    unsigned count;
-    for (unsigned i = 0; dict && (name = sr_faults_counted(i, &count)) != NULL; i++) {
-        PyObject *number = count ? PyLong_FromUnsignedLong(count) : NULL;
-        if (number && PyDict_SetItemString(dict, name, number) < 0) Py_CLEAR(dict);
-        Py_XDECREF(number);
-    }
-    return dict;
-}
-#endif
-
 /* msharefs_try(path) -> (name of the series, unit) */
 static PyObject *msharefs_try(PyObject *module, PyObject *text)
 {
@@ -150,12 +109,6 @@ static PyObject *msharefs_try(PyObject *module, PyObject *text)
 }
 
 static PyMethodDef functions[] = {
-#ifdef SR_FAULTS
-    {"fail_call", native_fail_call, METH_VARARGS, NULL},
-    {"count_calls", native_count_calls, METH_NOARGS, NULL},
-    {"fail_none", native_fail_none, METH_NOARGS, NULL},
-    {"calls", native_calls, METH_NOARGS, NULL},
-#endif
     {"settle", native_settle, METH_NOARGS, NULL},
     {"unlink", native_unlink, METH_VARARGS, NULL},
     {"reclaim", native_reclaim, METH_VARARGS, NULL},
@@ -178,6 +131,9 @@ static int add_type(PyObject *module, PyTypeObject **slot, PyTypeObject *type)
 
 static int fill(PyObject *module)
 {
+#ifdef SR_FAULTS
+    if (srp_faults_init(module) < 0) return -1;
+#endif
     if (srp_errors_init() < 0 || srp_arrays_init() < 0) return -1;
     if (add_type(module, &srp_types.region, srp_region_type()) < 0 || add_type(module, &srp_types.pin, srp_pin_type()) < 0 ||
         add_type(module, &srp_types.draft, srp_draft_type()) < 0 || add_type(module, &srp_types.segment, srp_segment_type()) < 0 ||

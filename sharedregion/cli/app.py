@@ -21,12 +21,14 @@ __all__ = ["cli", "run"]
 VERBS = {
     "backends": "what kinds of memory this machine offers, and what would enable the others",
     "bench": "measure what sharing costs, beside every peer",
+    "collapse": "make large pages of shared memory that a running program uses",
     "demo": "share arrays with worker processes and show what each one costs",
     "doctor": "is this machine ready, and what would make it so",
     "footprint": "page tables of processes or of a region's users",
     "gc": "reclaim what no living process holds",
     "ls": "regions that exist, or the objects of one",
     "ps": "processes that have a region open",
+    "run": "run a program with the drop-in for multiprocessing.shared_memory",
     "unlink": "remove regions by name",
 }
 

@@ -24,7 +24,9 @@ LEVELS = {
     "_frameworks": 1,
     "_kernel": 1,
     "_policy": 2,
+    "_block_policy": 2,
     "_native": 2,
+    "_blocks": 2,
     "_elsewhere": 3,
     "region": 3,
     "opening": 3,
@@ -35,6 +37,11 @@ LEVELS = {
     "records": 3,
     "files": 3,
     "codecs": 3,
+    "_tracker": 6,
+    "_tracking": 6,
+    "_collapse": 6,
+    "_install": 6,
+    "_startup": 9,
     "shared_memory": 6,
     "managers": 6,
     "footprint": 6,
@@ -56,10 +63,25 @@ ONLY = {
     "_frameworks": {"errors"},
     "_kernel": {"errors", "_kernel"},
     "_policy": {"errors", "_sizes", "_kernel"},
+    "_block_policy": set(),
+    "_tracker": set(),
 }
 #: The public face may import all that it shows, and never what is imported only when asked for.
 FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_guardian", "_signals", "_story"}
 HEAVY = ["click", "rich", "matplotlib", "torch", "pandas", "psutil", "sharedregion.cli", "sharedregion.bench"]
+FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_signals", "_story", "_tracker"}
+HEAVY = [
+    "numpy",
+    "multiprocessing",
+    "click",
+    "rich",
+    "matplotlib",
+    "torch",
+    "pandas",
+    "psutil",
+    "sharedregion.cli",
+    "sharedregion.bench",
+]
 
 
 def _nodes(path: Path) -> Iterator[ast.AST]:
@@ -165,11 +187,13 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 MAIN_ROOMS = ["base", "sys", "backend", "region", "alloc", "catalog", "python"]
 BELOW = {room: set(MAIN_ROOMS[: i + 1]) for i, room in enumerate(MAIN_ROOMS)} | {
     "keeper": {"base", "sys", "keeper"},
+    "posix": {"base", "sys", "backend", "posix"},
     "ptwalk": {"base", "sys", "ptwalk"},
 }
 # The keeper's room is on base and sys alone, so all from the region up may ask it for descriptors.
 for _room_above in ("region", "alloc", "catalog", "python"):
     BELOW[_room_above] |= {"keeper"}
+BELOW["python"] |= {"posix"}
 _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
