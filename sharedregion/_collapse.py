@@ -196,9 +196,7 @@ def collapse(targets: Iterable[str]) -> Report:
             # Less than one large page has nothing to gain, wherever it lies.
             wide = [area for area in mapped if area.end - area.start >= LARGE_PAGE]
             total = sum(area.end - area.start for area in wide)
-            good = sum(
-                area.end - area.start for area in wide if (area.start - area.offset) % LARGE_PAGE == 0
-            )
+            good = sum(area.end - area.start for area in wide if (area.start - area.offset) % LARGE_PAGE == 0)
             command = processes.command(pid) or "?"
             gains.append(Gain(pid, command, before[pid], after, good, total - good))
         return Report(files, gains)

@@ -50,7 +50,8 @@ class _Carry:
     """Installs where it is unpickled; what is left is None."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return exec, (_in_child(),)
+        # With a namespace of its own: otherwise it would be that of whoever unpickles.
+        return exec, (_in_child(), {})
 
 
 # --- what is changed in which module -------------------------------------------------------------
