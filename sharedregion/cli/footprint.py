@@ -230,8 +230,12 @@ def _show_total(found: Footprint, everyone: bool) -> None:
         told = looked["denied_bytes"]
         count = f", {format_size(told)} by the kernel's count" if told else ""
         who = _plural(looked["denied"], "process")
-        remedy = "" if os.geteuid() == 0 else ": root sees them, or the helper with capabilities of its own"
-        render.line(f"{who} not yours to see{count}{remedy}.")
+        if os.geteuid() == 0:
+            render.line(f"{who} could not be looked at{count}.")
+        else:
+            render.line(
+                f"{who} not yours to see{count}: root sees them, or the helper with capabilities of its own."
+            )
     if everyone and found.gone:
         render.line(
             f"{_plural(len(found.gone), 'process')} ended before being looked at: {_some(found.gone)}."

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sharedregion.footprint import Footprint, MappingFootprint, footprint, page_tables_total
+from sharedregion.footprint import Footprint, MappingFootprint, footprint
 
 PAGE = 4096
 MIB = 1 << 20
@@ -131,22 +131,22 @@ def test_linked_tables_of_a_mapping_count_once(
 
 
 @pytest.mark.usefixtures("exact")
-def test_the_machine_is_what_was_seen_and_what_is_the_kernels() -> None:
-    """PageTables, less each table of each process once, is the kernel's own share; asking for few changes nothing."""
-    for _ in range(5):
-        before = page_tables_total()
-        found, one = footprint(mappings=True), footprint(os.getpid(), mappings=True)
-        after = page_tables_total()
-        if abs(before - after) < MIB // 4:
-            break
+def test_the_machine_is_what_was_seen_and_what_is_the_kernels(worker: Callable[..., Any]) -> None:
+    """PageTables, less each table of each process once, is the kernel's own share, whoever was asked for."""
+    worker(
+        "import mmap\nm = mmap.mmap(-1, 16 << 30, flags=34 | 0x4000)\nm.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "for i in range(0, 16 << 30, 2 << 20): bytes(m[i:i+1])\nready()"
+    )
+    found, one = footprint(mappings=True), footprint(os.getpid(), mappings=True)
+    for look in (found, one):
+        assert look.machine is not None
+        assert look.machine.seen_bytes > 32 * MIB
+        assert look.machine.seen_bytes + look.machine.kernel_bytes == look.machine.page_tables_bytes
+        assert 0 < look.machine.kernel_bytes < 8 * MIB
     assert found.machine is not None
-    assert one.machine is not None
     assert found.machine.seen_bytes == found.distinct_bytes
-    assert found.machine.seen_bytes + found.machine.kernel_bytes == found.machine.page_tables_bytes
-    assert 0 < found.machine.kernel_bytes < 8 * MIB
     # Who asks for one process alone learns of the others as a sum.
-    assert one.distinct_bytes < one.machine.seen_bytes
-    assert abs(one.machine.seen_bytes - found.machine.seen_bytes) < MIB
+    assert one.distinct_bytes < 2 * MIB
     assert footprint(os.getpid()).machine is None
 
 
