@@ -96,7 +96,7 @@ def test_the_litmus_test_can_fail(programs: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["alloc", "catalog", "members", "threads"])
+@pytest.mark.parametrize("name", ["alloc", "catalog", "members", "threads", "damage"])
 def test_native_rooms_against_their_models(programs: Path, name: str) -> None:
     """Allocator, catalog, members and threads do what a simple model says."""
     _run(programs, name)
