@@ -57,7 +57,9 @@ def create(
     stands in for "auto". `commit` is "full" (memory is taken now), "lazy" (as objects are placed; then
     `size` is a cap and may exceed memory) or "auto" (full for hugetlb, lazy otherwise). The region
     lives while any process has it open; with `persist`, until `unlink`. `replace` moves the name from
-    an existing region to this one; members of the old one keep it. `mode` is as for open(2).
+    an existing region of this user to this one; members of the old one keep it. The new one is empty
+    when its name leads to it: who attaches meanwhile finds no objects yet, and can `wait` for them.
+    `mode` is as for open(2).
 
     Raises RegionExists, BackendUnavailable, ValueError.
     """
@@ -79,6 +81,12 @@ def create(
         raise ValueError(f"mode {mode!r} is not a set of permission bits between 0 and 0o777")
     _native.check_name(name)
     if not replace and (head := peek(name)) is not None and (head["live"] or head["flags"] & _native.PERSIST):
+        if head["uid"] != os.geteuid():
+            raise RegionExists(
+                f"a region '{name}' exists and belongs to another user",
+                "choose another name, or have its owner unlink() it",
+                errno.EACCES,
+            )
         raise RegionExists(
             f"a region '{name}' exists", "attach() to it, or create(..., replace=True), or unlink() it first"
         )

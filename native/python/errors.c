@@ -63,7 +63,10 @@ static PyObject *build(size_t i, const struct sr_error *e)
     sr_text_add(&text, "%s", e->what);
     if (in_kernels_words(e)) sr_text_add(&text, " (%s)", strerror(e->sys_errno));
     PyObject *keywords = extra(e);
-    PyObject *args = Py_BuildValue("(szN)", what, table[i].remedy,
+    const char *remedy = table[i].remedy;
+    /* Neither to be replaced nor to be unlinked by this one. */
+    if (e->code == SR_E_EXISTS && e->sys_errno == EACCES) remedy = "choose another name, or have its owner unlink() it";
+    PyObject *args = Py_BuildValue("(szN)", what, remedy,
                                    e->sys_errno ? PyLong_FromLong(e->sys_errno) : Py_NewRef(Py_None));
     PyObject *exception = keywords && args ? PyObject_Call(classes[i], args, keywords) : NULL;
     Py_XDECREF(keywords);

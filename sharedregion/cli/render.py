@@ -19,7 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sharedregion._sizes import format_size
-from sharedregion.errors import SharedRegionError
+from sharedregion.errors import (
+    BackendUnavailable,
+    RegionCorrupt,
+    RegionDenied,
+    RegionExists,
+    RegionFull,
+    RegionNotFound,
+    SharedRegionError,
+)
 
 __all__ = [
     "age",
@@ -42,11 +50,29 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+#: What whoever is at a terminal can do, where a remedy names what a program would call.
+_BY_COMMAND: dict[type[SharedRegionError], str] = {
+    RegionExists: "choose another name, or remove that region: sharedregion unlink REGION",
+    RegionNotFound: "sharedregion ls shows the regions that there are",
+    RegionCorrupt: "remove it, and have it made anew: sharedregion unlink REGION",
+    RegionDenied: "run the command as the region's owner",
+    BackendUnavailable: "sharedregion backends says what each kind of memory needs",
+    RegionFull: "ask for less",
+}
+
+
+def _remedy(error: SharedRegionError) -> str | None:
+    if error.remedy is None or "(" not in error.remedy:
+        return error.remedy
+    return _BY_COMMAND.get(type(error), error.remedy)
+
+
 def error_line(error: BaseException) -> str:
     """One line for one error, with its remedy."""
     if isinstance(error, SharedRegionError):
         text = f"{error.message or type(error).__name__}"
-        text += f"\n  try: {error.remedy}" if error.remedy else ""
+        remedy = _remedy(error)
+        text += f"\n  try: {remedy}" if remedy else ""
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:

@@ -13,7 +13,7 @@ import pytest
 import sharedregion.cli
 from sharedregion._kernel.facts import gather
 from sharedregion.cli import app, render
-from sharedregion.errors import RegionNotFound, SharedRegionError
+from sharedregion.errors import RegionExists, RegionNotFound, SharedRegionError
 
 COMMAND = [sys.executable, "-P", "-m", "sharedregion"]
 
@@ -209,3 +209,21 @@ def test_the_environment_chooses_for_the_command_too(tmp_path: Path) -> None:
     done = run("demo", "--no-story", env={**os.environ, "SHAREDREGION_BACKEND": "tape"}, cwd=tmp_path)
     assert done.returncode == 1
     assert "SHAREDREGION_BACKEND 'tape' is not known" in done.stderr
+
+
+def test_a_command_gives_the_caller_its_signals_back() -> None:
+    """A program that calls the command line ends by SIGTERM afterwards as it did before."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    assert app.run(["ls", "--json"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == before
+
+
+def test_remedies_at_a_terminal_are_commands() -> None:
+    """Whoever typed a command is not told to call a function."""
+    said = render.error_line(
+        RegionExists("a region 'x' exists", "attach() to it, or create(..., replace=True)")
+    )
+    assert "sharedregion unlink" in said
+    assert "(" not in said
+    kept = render.error_line(RegionNotFound("there is no region 'x'", "look at /dev/shm"))
+    assert kept.endswith("look at /dev/shm")
