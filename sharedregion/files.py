@@ -20,6 +20,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedregion.codecs import tensor
 from sharedregion.errors import SharedRegionError
 from sharedregion.opening import create
 from sharedregion.region import Region
@@ -81,7 +82,7 @@ def read_input(path: str) -> Input:
     kind = os.path.splitext(path)[1].lower()
     with _clear_errors(path):
         if kind == ".safetensors":
-            arrays, notes = _safetensors(path)
+            arrays, notes, _ = _safetensors(path)
         elif kind == ".npz" or start.startswith(b"PK\x03\x04"):
             arrays, notes = _npz(path), ()
         elif kind == ".npy" or start.startswith(b"\x93NUMPY"):
@@ -157,6 +158,12 @@ _DTYPES = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "C64": "<c8",
 }  # fmt: skip
 _AS_BITS = {"BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1"}
+#: What torch calls them.
+_TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+    "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
 _HEADER_LIMIT = 100_000_000
 
 
@@ -167,8 +174,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """8 bytes of header length (little-endian), a JSON header, the tensors' bytes without gaps."""
+def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...], dict[str, str]]:
+    """Arrays by name, notes, the format's types by name.
+
+    8 bytes of header length (little-endian), a JSON header, the tensors' bytes without gaps.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -181,7 +191,7 @@ def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...]]:
     header.pop("__metadata__", None)
     first, room = 8 + length, size - 8 - length
     arrays: dict[str, Array] = {}
-    as_bits: set[str] = set()
+    kinds: dict[str, str] = {}
     spans: list[tuple[int, int]] = []
     data = np.memmap(path, np.uint8, "r") if room else np.empty(size, np.uint8)
     for name, entry in header.items():
@@ -196,8 +206,7 @@ def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...]]:
             raise ValueError(f"tensor {name!r} lies outside the file, which may be truncated")
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"tensor {name!r} has {end - begin} bytes, which is not what its shape needs")
-        if kind in _AS_BITS:
-            as_bits.add(kind)
+        kinds[name] = kind
         spans.append((begin, end))
         arrays[name] = data[first + begin : first + end].view(dtype).reshape(shape)
     reached = 0
@@ -208,26 +217,34 @@ def _safetensors(path: str) -> tuple[dict[str, Array], tuple[str, ...]]:
     if reached != room:
         raise ValueError(f"{room - reached} bytes at the end belong to no tensor")
     notes = tuple(
-        f"{kind} is shared as its bits ({_AS_BITS[kind]}): numpy has no such type" for kind in sorted(as_bits)
+        f"{kind} is shared as its bits ({_AS_BITS[kind]}): numpy has no such type"
+        for kind in sorted(_AS_BITS.keys() & set(kinds.values()))
     )
-    return arrays, notes
+    return arrays, notes, kinds
 
 
 # --- placing -----------------------------------------------------------------------------------
 
 
-def place_safetensors(path: str, into: Region | None, options: dict[str, Any]) -> Region:
-    """Every tensor of the file, from the mapped file straight into the region."""
+def place_safetensors(
+    path: str, into: Region | None, options: dict[str, Any], *, tensors: bool = False
+) -> Region:
+    """Every tensor of the file, from the mapped file straight into the region; as arrays, or as torch's tensors."""
     _first_bytes(path)
     with _clear_errors(path):
-        arrays, _ = _safetensors(path)
+        arrays, _, kinds = _safetensors(path)
     region = (
         into
         if into is not None
         else _sized(sum(array.nbytes for array in arrays.values()), len(arrays), options)
     )
     for name, array in arrays.items():
-        region[name] = array
+        if tensors:
+            region._make_room(array.nbytes)
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            region._put(name, tensor.NUMBER, 0, tensor.describe(_TORCH[kinds[name]], array.shape), flat)
+        else:
+            region[name] = array
     return region
 
 

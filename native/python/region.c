@@ -62,7 +62,7 @@ void srp_settle(void)
 {
     for (Py_ssize_t i = lingering ? PyList_Size(lingering) : 0; i-- > 0;) {
         srp_region *waiting = (srp_region *)PyList_GetItem(lingering, i);
-        if (waiting->r && sr_tickets_open(waiting->r)) continue;
+        if (waiting->r && sr_tickets_open(waiting->r, 0)) continue;
         Py_INCREF((PyObject *)waiting);
         PySequence_DelItem(lingering, i);
         if (waiting->closed && waiting->pins == 0) give_back(waiting);
@@ -76,7 +76,7 @@ void srp_settle(void)
 void srp_region_pin_dropped(srp_region *self)
 {
     if (--self->pins > 0 || self->r == NULL) return;
-    if (sr_tickets_open(self->r)) {
+    if (sr_tickets_open(self->r, 0)) {
         if (lingering == NULL) lingering = PyList_New(0);
         if (lingering && PySequence_Contains(lingering, (PyObject *)self) == 0) PyList_Append(lingering, (PyObject *)self);
         PyErr_Clear();
@@ -567,11 +567,13 @@ static PyObject *region_claim(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *region_tickets(PyObject *object, PyObject *unused)
+/* _tickets(block=0) -> references under way to that block, or to any */
+static PyObject *region_tickets(PyObject *object, PyObject *args)
 {
-    (void)unused;
+    unsigned block = 0;
+    if (!PyArg_ParseTuple(args, "|I", &block)) return NULL;
     struct sr_region *r = ((srp_region *)object)->r;
-    return PyLong_FromUnsignedLong(r ? sr_tickets_open(r) : 0);
+    return PyLong_FromUnsignedLong(r ? sr_tickets_open(r, block) : 0);
 }
 
 static PyObject *region_get_closed(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->closed || ((srp_region *)o)->r == NULL); }
@@ -613,7 +615,7 @@ static PyMethodDef methods[] = {
     {"_uncommitted", region_uncommitted, METH_VARARGS, NULL},
     {"_ticket", region_ticket, METH_VARARGS, NULL},
     {"_claim", region_claim, METH_VARARGS, NULL},
-    {"_tickets", region_tickets, METH_NOARGS, NULL},
+    {"_tickets", region_tickets, METH_VARARGS, NULL},
     {0},
 };
 static PyGetSetDef getset[] = {

@@ -492,14 +492,15 @@ void sr_ticket_claim(struct sr_region *r, uint32_t row_number, uint32_t block)
     }
 }
 
-uint32_t sr_tickets_open(struct sr_region *r)
+uint32_t sr_tickets_open(struct sr_region *r, uint32_t block)
 {
     uint32_t open = 0, of;
     pthread_mutex_lock(&r->local);
     /* Asked whenever an array dies: mostly there are none. */
     for (uint32_t k = 0; k < r->tickets_used; k++) {
         uint64_t word = atomic_load_explicit(&r->own->row_tickets[k], memory_order_relaxed);
-        if (word >> 16 != 0) open += (uint32_t)ticket_count(word, r->own_row, k, &of);
+        uint32_t count = word >> 16 != 0 ? (uint32_t)ticket_count(word, r->own_row, k, &of) : 0;
+        if (count && (block == 0 || of == block)) open += count;
     }
     pthread_mutex_unlock(&r->local);
     return open;

@@ -206,8 +206,8 @@ uint32_t sr_pin_holders(struct sr_region *r, uint32_t block);
 /* A reference to `block` is under way; it holds the block until sr_ticket_claim(row, block). */
 int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row, struct sr_error *e);
 void sr_ticket_claim(struct sr_region *r, uint32_t row, uint32_t block);
-/* References issued by this handle that nobody has claimed. */
-uint32_t sr_tickets_open(struct sr_region *r);
+/* References to `block`, or with 0 to any, issued by this handle that nobody has claimed. */
+uint32_t sr_tickets_open(struct sr_region *r, uint32_t block);
 bool sr_member_alive(struct sr_region *r, uint32_t row, uint32_t gen);
 /* As sr_sys_held, of the rows; 1 if that cannot be told. */
 int sr_rows_held(struct sr_region *r, uint32_t row, uint32_t count);

@@ -111,6 +111,14 @@ def place(region: Place, name: str, value: object, flags: int) -> int:
     region._make_room(made.size)
     draft = region._begin(name, NUMBER, flags, b"", made.size)
     view = memoryview(draft)
+    write(made, view)
+    view.release()
+    version: int = draft.publish()
+    return version
+
+
+def write(made: Prepared, view: memoryview) -> None:
+    """The block, into memory of `made.size` bytes."""
     head = struct.pack("<QQ", len(made.buffers), len(made.body))
     head += b"".join(
         struct.pack("<QQ", at, part.nbytes) for at, part in zip(made.offsets, made.buffers, strict=True)
@@ -119,14 +127,15 @@ def place(region: Place, name: str, value: object, flags: int) -> int:
     view[len(head) : len(head) + len(made.body)] = made.body
     for at, part in zip(made.offsets, made.buffers, strict=True):
         view[at : at + part.nbytes] = part
-    view.release()
-    version: int = draft.publish()
-    return version
 
 
 def read(meta: bytes, pin: Any, *, writable: bool) -> Any:
     """Unpickle; whether that may be done is the caller's decision."""
-    view = memoryview(pin) if writable else memoryview(pin).toreadonly()
+    return unpickle(memoryview(pin) if writable else memoryview(pin).toreadonly())
+
+
+def unpickle(view: memoryview) -> Any:
+    """The object of a block, its buffers parts of `view`. RegionCorrupt."""
     try:
         count, length = struct.unpack_from("<QQ", view)
         if count > len(view) // 16:

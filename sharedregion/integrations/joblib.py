@@ -133,7 +133,7 @@ class _Reducers(dict[type, Callable[[Any], Any]]):
         return dict, ()
 
 
-class RegionBackend(LokyBackend):  # type: ignore[misc]
+class RegionBackend(LokyBackend):
     """loky's processes, arrays by region. Registered as "sharedregion"."""
 
     _inside = False
