@@ -414,9 +414,9 @@ class Region(_native.RegionHandle):
         self.close()
 
     def _segments(self) -> list[tuple[int, int]]:
-        """(device, inode) of data and members segment."""
+        """(device, inode) of data and members segment, and of the msharefs region that readers attach."""
         files = self._head()["files"]
-        return [(files[0], files[1]), (files[2], files[3])]
+        return list(zip(files[::2], files[1::2], strict=True))
 
 
 MutableMapping.register(Region)

@@ -53,11 +53,9 @@ static PyObject *native_peek(PyObject *module, PyObject *args)
     bool live;
     if (sr_region_peek(name, &h, &live, &e) < 0) return srp_raise(&e);
     const struct sr_backend *b = sr_backend_of_kind(h.hd_kind);
-    return Py_BuildValue("{sssKsKsssssIsIsKsOs(KKKK)}", "name", h.hd_name, "size", (unsigned long long)h.hd_size, "mapped",
+    return Py_BuildValue("{sssKsKsssssIsIsKsOsN}", "name", h.hd_name, "size", (unsigned long long)h.hd_size, "mapped",
                          (unsigned long long)h.hd_mapped, "backend", b->name, "reason", h.hd_reason, "flags", h.hd_flags, "uid", h.hd_uid,
-                         "created_ns", (unsigned long long)h.hd_created_ns, "live", live ? Py_True : Py_False, "files",
-                         (unsigned long long)h.hd_data_dev, (unsigned long long)h.hd_data_ino, (unsigned long long)h.hd_members_dev,
-                         (unsigned long long)h.hd_members_ino);
+                         "created_ns", (unsigned long long)h.hd_created_ns, "live", live ? Py_True : Py_False, "files", srp_files(&h));
 }
 
 /* remove_leftover(file, look) -> whether it is nobody's (and now gone, unless look) */
@@ -91,6 +89,13 @@ static PyObject *native_settle(PyObject *module, PyObject *unused)
     (void)module, (void)unused;
     srp_settle();
     Py_RETURN_NONE;
+}
+
+PyObject *srp_files(const struct sr_head *h)
+{
+    unsigned long long data[] = {h->hd_data_dev, h->hd_data_ino}, members[] = {h->hd_members_dev, h->hd_members_ino};
+    if (h->hd_share_ino == 0) return Py_BuildValue("(KKKK)", data[0], data[1], members[0], members[1]);
+    return Py_BuildValue("(KKKKKK)", data[0], data[1], members[0], members[1], (unsigned long long)h->hd_share_dev, (unsigned long long)h->hd_share_ino);
 }
 
 /* msharefs_try(path) -> (name of the series, unit) */

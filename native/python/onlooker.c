@@ -96,12 +96,10 @@ static PyObject *onlooker_head(PyObject *object, PyObject *unused)
     (void)unused;
     struct sr_region *r = ((srp_onlooker *)object)->r;
     const struct sr_head *h = &r->head;
-    return Py_BuildValue("{sNsKsKsssNsy#sIsIsIsIsKs(KKKK)}", "name", text_of(h->hd_name), "size", (unsigned long long)h->hd_size, "mapped",
+    return Py_BuildValue("{sNsKsKsssNsy#sIsIsIsIsKsN}", "name", text_of(h->hd_name), "size", (unsigned long long)h->hd_size, "mapped",
                          (unsigned long long)h->hd_mapped, "backend", r->backend->name, "reason", text_of(h->hd_reason), "id",
                          (const char *)h->hd_id, (Py_ssize_t)sizeof h->hd_id, "generation", h->hd_generation, "flags", h->hd_flags, "uid",
-                         h->hd_uid, "mode", h->hd_mode, "created_ns", (unsigned long long)h->hd_created_ns, "files",
-                         (unsigned long long)h->hd_data_dev, (unsigned long long)h->hd_data_ino, (unsigned long long)h->hd_members_dev,
-                         (unsigned long long)h->hd_members_ino);
+                         h->hd_uid, "mode", h->hd_mode, "created_ns", (unsigned long long)h->hd_created_ns, "files", srp_files(h));
 }
 
 static PyObject *onlooker_stats(PyObject *object, PyObject *unused)

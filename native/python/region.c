@@ -520,11 +520,10 @@ static PyObject *region_head(PyObject *object, PyObject *unused)
     srp_region *self = (srp_region *)object;
     if (self->r == NULL) return closed_error();
     const struct sr_head *h = &self->r->head;
-    return Py_BuildValue("{sssKsKsssssy#sIsIsIsKs(KKKK)}", "name", self->r->name, "size", (unsigned long long)h->hd_size, "mapped",
+    return Py_BuildValue("{sssKsKsssssy#sIsIsIsKsN}", "name", self->r->name, "size", (unsigned long long)h->hd_size, "mapped",
                          (unsigned long long)h->hd_mapped, "backend", self->r->backend->name, "reason", h->hd_reason, "id",
                          (const char *)h->hd_id, (Py_ssize_t)sizeof h->hd_id, "generation", h->hd_generation, "flags", h->hd_flags, "uid", h->hd_uid,
-                         "created_ns", (unsigned long long)h->hd_created_ns, "files", (unsigned long long)h->hd_data_dev,
-                         (unsigned long long)h->hd_data_ino, (unsigned long long)h->hd_members_dev, (unsigned long long)h->hd_members_ino);
+                         "created_ns", (unsigned long long)h->hd_created_ns, "files", srp_files(h));
 }
 
 /* _data() -> (address, mapped length) */

@@ -71,6 +71,8 @@ PyTypeObject *srp_pin_type(void);
 /* Takes over one hold of f->block. On failure the hold is dropped. */
 PyObject *srp_pin_new(srp_region *region, const struct sr_found *f);
 PyObject *srp_locate(PyObject *module, PyObject *args);
+/* (device, inode) of data and members segment, one after the other, and of the msharefs region. */
+PyObject *srp_files(const struct sr_head *h);
 
 /* private.c */
 PyTypeObject *srp_private_view_type(void);

@@ -35,6 +35,10 @@ ERRORS = {
     "openat": (errno.EMFILE, errno.ENOMEM, errno.EACCES),
     "close": (errno.EIO,),
     "pread": (errno.EIO,),
+    "read": (errno.EIO,),
+    "write": (errno.ENOSPC,),
+    "fstatfs": (errno.ENOMEM,),
+    "ioctl": (errno.ENOMEM, errno.EINVAL, errno.ENOTTY),
     "fstat": (errno.ENOMEM,),
     "fstatat": (errno.ENOMEM, errno.EACCES),
     "ftruncate": (errno.ENOMEM, errno.EFBIG),
@@ -68,6 +72,7 @@ ERRORS = {
 HARMLESS = {
     "fstat": "a descriptor that cannot be told from another file's is left alone, and opened anew",
     "close": "the descriptor is released all the same",
+    "fstatfs": "memory that is not told from hugetlb is taken for pages that can be",
     "munmap": "address space stays in use",
     "madvise": "small pages serve, or a fork copies a row",
     "clock_gettime": "a time that is shown is 0",

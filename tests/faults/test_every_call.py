@@ -14,6 +14,7 @@ from sharedregion import _native
 
 PROGRAM = Path(__file__).with_name("every_call.py")
 POOL_OF = {"hugetlb-2m": (2 << 20, 64)}
+UNIT_OF = {"msharefs-512g": 1 << 39}
 
 OPERATIONS = [
     "create",
@@ -52,12 +53,17 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("kind", "operation"),
     [("shm", operation) for operation in OPERATIONS]
-    + [(kind, operation) for kind in ("thp", "shm-memfd", "hugetlb-2m") for operation in EVERYWHERE],
+    + [(kind, operation) for kind in ("thp", "shm-memfd", "hugetlb-2m", "msharefs-512g") for operation in EVERYWHERE]
+    + [("msharefs-512g", operation) for operation in ("create whole", "attach", "trim", "fork")],
 )
-def test_every_call_fails_once(pool: Callable[[int, int], None], kind: str, operation: str) -> None:
+def test_every_call_fails_once(
+    pool: Callable[[int, int], None], msharefs: Callable[[int], object], kind: str, operation: str
+) -> None:
     """An error of the family or the right result; no descriptor, map, name or keeper left; usable after."""
     if kind in POOL_OF:
         pool(*POOL_OF[kind])
+    if kind in UNIT_OF:
+        msharefs(UNIT_OF[kind])
     name = f"test-{secrets.token_hex(6)}"
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(PROGRAM.parent.parent), kind, operation, name],

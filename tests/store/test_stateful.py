@@ -253,8 +253,12 @@ def machine(make: Callable[[str], sr.Region], processes: list[Process]) -> type[
 
 
 @pytest.fixture(params=kinds.KINDS)
-def make(request: pytest.FixtureRequest, pool: Callable[[int, int], None]) -> Callable[[str], sr.Region]:
+def make(
+    request: pytest.FixtureRequest, pool: Callable[[int, int], None], msharefs: Callable[[int], Any]
+) -> Callable[[str], sr.Region]:
     """A region of the kind, by its name."""
+    if request.param in kinds.UNITS:
+        msharefs(kinds.UNITS[request.param])
     if request.param in kinds.POOLS:
         pool(*kinds.POOLS[request.param])
     return lambda name: kinds.make(request.param, name, "1 MiB")
