@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv frameworks build demo test asan tsan kill fuzz lint types format docs dist clean
+.PHONY: help venv frameworks build demo test asan tsan kill fuzz msharefs-check lint types format docs dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -85,6 +85,11 @@ kill: build-native/native/tests/ok ## kill at every instruction and at random ti
 
 fuzz: build ## damage and mixed operations for long: 100,000 cases and 500 histories a kind of memory
 	SHAREDREGION_FUZZ=100000 SHAREDREGION_STATEFUL=500 $(BIN)/pytest -s tests/fuzz tests/store $(ARGS)
+
+# Builds nothing: on a machine with such a kernel there may be no compiler. PYTHON must have the package,
+# or ARGS="--package WHEEL" names it, and pytest.
+msharefs-check: ## whether msharefs serves on the kernel that runs: tests and a measurement (root; PYTHON=..., ARGS="--package WHEEL")
+	@if test -x $(BIN)/sharedregion; then $(BIN)/python tests/msharefs/check.py $(ARGS); else $(PYTHON) tests/msharefs/check.py $(ARGS); fi
 
 lint: venv ## check style and common mistakes
 	$(BIN)/ruff check $(CHECKED)

@@ -161,8 +161,8 @@ def _msharefs(facts: Facts, request: Request) -> Candidate:
     )
     if not served.usable:
         return served
-    why = _test_hugetlb("hugetlb-2m", facts, replace(request, backend="auto")).reason
-    notes = (f"its memory is {kind}: {why}", *(note for note in served.notes if "keeper" not in note))
+    why = "" if request.size is None else ": " + _test_hugetlb("hugetlb-2m", facts, _as_auto(request)).reason
+    notes = (f"its memory is {kind}{why}", *(note for note in served.notes if "keeper" not in note))
     return replace(served, place="memfd", notes=notes)
 
 
@@ -170,7 +170,7 @@ def _msharefs_of_hugetlb(facts: Facts, request: Request) -> Candidate | None:
     """The same on reserved 2 MiB pages, where the pool holds the region whole and others keep their part."""
     if request.size is None or _against_msharefs(facts, request) is not None:
         return None
-    pool = _test_hugetlb("hugetlb-2m", facts, replace(request, backend="auto"))
+    pool = _test_hugetlb("hugetlb-2m", facts, _as_auto(request))
     if not pool.usable:
         return None
     return Candidate(
@@ -183,6 +183,11 @@ def _msharefs_of_hugetlb(facts: Facts, request: Request) -> Candidate | None:
         place="hugetlb",
         notes=(f"its memory is reserved {format_size(pool.page_size)} pages: {pool.reason}", *pool.notes),
     )
+
+
+def _as_auto(request: Request) -> Request:
+    """Whatever was asked for by name, the pool is others' too."""
+    return replace(request, backend="auto")
 
 
 def _against_msharefs(facts: Facts, request: Request) -> tuple[str, str | None] | None:
@@ -201,7 +206,7 @@ def _against_msharefs(facts: Facts, request: Request) -> tuple[str, str | None] 
         return f"the unit that {there.path}/mshare_info names is absurd: {there.unit}", None
     if not there.usable:
         return f"this user may not make files in {there.path}", f"{sudo}chmod 1777 {there.path}"
-    if there.refused is not None and request.backend == "auto":
+    if there.refused is not None and (request.backend == "auto" or request.size is None):
         return there.refused, None
     size = request.size
     if size is None:

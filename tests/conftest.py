@@ -1,11 +1,13 @@
 """Every reason for skipping a test, in one place."""
 
+import json
 import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -64,7 +66,7 @@ class Double:
 
     def __init__(self, unit: int, folder: Path) -> None:
         program = Path(__file__).parent / "support" / "msharefs_double.py"
-        self.path = str(folder)
+        self.path, self.unit = str(folder), unit
         self.process = subprocess.Popen(
             [sys.executable, str(program), self.path, str(unit)],
             stdin=subprocess.PIPE,
@@ -73,15 +75,21 @@ class Double:
         )
         self._answer()
 
-    def _answer(self) -> None:
+    def _answer(self) -> str:
         assert self.process.stdout is not None
-        assert self.process.stdout.readline(), "the stand-in for msharefs did not start"
+        line = self.process.stdout.readline()
+        assert line, "the stand-in for msharefs has ended"
+        return line
 
-    def tell(self, *words: object) -> None:
-        """`refuse WHAT ERRNO`, `allow`, `unit N`: see the program."""
+    def tell(self, *words: object) -> list[dict[str, Any]]:
+        """`refuse WHAT ERRNO`, `allow`, `unit N`, `show`: see the program. The regions that it has."""
         assert self.process.stdin is not None
         print(*words, file=self.process.stdin, flush=True)
-        self._answer()
+        return cast("list[dict[str, Any]]", json.loads(self._answer()))
+
+    def regions(self) -> list[dict[str, Any]]:
+        """Regions that are alive; of the others descriptors may be open for a moment."""
+        return [one for one in self.tell("show") if not one["empty"]]
 
     def files(self) -> list[str]:
         """What is in it beside mshare_info."""
@@ -136,6 +144,7 @@ def msharefs(
     yield use
     for double in used:
         double.tell("allow")
+        double.tell("unit", double.unit)
         assert not double.files(), "left in msharefs"
 
 

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import sharedregion as sr
+from sharedregion._kernel.facts import gather
 
 #: kind of memory, and where its descriptor comes from
 KINDS = [
@@ -11,11 +12,15 @@ KINDS = [
     *("msharefs-2m", "msharefs-1g", "msharefs-512g", "msharefs-hugetlb"),
 ]
 
+#: A machine with msharefs runs the tests on that alone (make msharefs-check).
+if os.environ.get("SHAREDREGION_TEST_KINDS"):
+    KINDS = os.environ["SHAREDREGION_TEST_KINDS"].split(",")
+
 #: kind -> (page size, pages) that a test of small regions should find in the pool
 POOLS = {"hugetlb-2m": (2 << 20, 64), "hugetlb-1g": (1 << 30, 2), "msharefs-hugetlb": (2 << 20, 64)}
 
 #: kind -> unit of address space of the stand-in for msharefs (tests/support) that it is made on. The
-#: environment variable SHAREDREGION_MSHAREFS says where that, or the real one, is mounted.
+#: environment variable SHAREDREGION_MSHAREFS says where it is. "msharefs" is the machine's own.
 UNITS = {
     "msharefs-2m": 2 << 20,
     "msharefs-1g": 1 << 30,
@@ -44,5 +49,5 @@ def make(kind: str, name: str, size: int | str = "4 MiB", **more: Any) -> sr.Reg
         commit_all=options["commit"] == "full" or memory.startswith("hugetlb"),
         reason="a test asked for it",
         keeper=sr.opening._KEEPER,
-        msharefs=os.environ.get("SHAREDREGION_MSHAREFS"),
+        msharefs=gather().msharefs.path,
     )._settle_in(None)

@@ -5,8 +5,6 @@ from collections.abc import Callable, MutableMapping
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis.extra import numpy as hnp
 
 import sharedregion as sr
 
@@ -58,20 +56,6 @@ def test_fortran_order_is_kept(region: sr.Region) -> None:
     """An array in Fortran order lies in the region as it is, not turned over."""
     region["a"] = ARRAYS["fortran"]
     assert region["a"].flags.f_contiguous and not region["a"].flags.c_contiguous
-
-
-@given(
-    array=hnp.arrays(
-        hnp.array_dtypes(max_size=4) | hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_dims=4)
-    )
-)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_array(region: sr.Region, array: np.ndarray) -> None:
-    """Arrays of any dtype without objects, structured ones too."""
-    region["a"] = array
-    seen = region["a"]
-    assert seen.dtype == array.dtype and seen.shape == array.shape
-    assert seen.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("value", [b"", b"\0abc\0", bytearray(b"xyz" * 5000), memoryview(b"0123456789")[::2]])

@@ -53,8 +53,11 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("kind", "operation"),
     [("shm", operation) for operation in OPERATIONS]
-    + [(kind, operation) for kind in ("thp", "shm-memfd", "hugetlb-2m", "msharefs-512g") for operation in EVERYWHERE]
-    + [("msharefs-512g", operation) for operation in ("create whole", "attach", "trim", "fork")],
+    + [(kind, operation) for kind in ("thp", "shm-memfd", "hugetlb-2m") for operation in EVERYWHERE]
+    + [
+        ("msharefs-512g", operation)
+        for operation in ("create", "attach", "attach to write", "put large", "trim", "fork")
+    ],
 )
 def test_every_call_fails_once(
     pool: Callable[[int, int], None], msharefs: Callable[[int], object], kind: str, operation: str

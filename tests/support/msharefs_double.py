@@ -6,8 +6,9 @@ its first object is passed through (FUSE_PASSTHROUGH), so that what is written t
 seen in the region at once. What is not shown stands in README.md beside this file.
 
 Standard input takes lines: `refuse WHAT ERRNO` makes the next and all later WHAT (create, size,
-ioctl, place, unmap, map, info) fail with that error; `allow` ends that; `unit N` is a new unit. It
-is answered by `ok`. The first line of output says that the mount is there.
+ioctl, place, unmap, map, info) fail with that error; `allow` ends that; `unit N` is a new unit;
+`show` says what regions there are. Each is answered by one line of JSON. The first line of output
+says that the mount is there.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import select
 import stat
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 MAGIC = 0x4D534852
 PAGE = 4096
@@ -87,6 +89,8 @@ class Placed:
     length: int
     device: int
     inode: int
+    prot: int
+    flags: int
 
 
 @dataclass
@@ -417,7 +421,7 @@ class Double:
         inside = os.fstat(node.memory)
         if (inside.st_dev, inside.st_ino, at) != (there.st_dev, there.st_ino, offset):
             self.copy(node, path, at, min(length, max(0, there.st_size - offset)), offset)
-        node.objects.append(Placed(at, length, there.st_dev, there.st_ino))
+        node.objects.append(Placed(at, length, there.st_dev, there.st_ino, prot, flags))
 
     def pass_through(self, node: Node, path: str) -> None:
         node.memory = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -457,10 +461,10 @@ class Double:
                 left.append(one)
                 continue
             if one.at < at:
-                left.append(Placed(one.at, at - one.at, one.device, one.inode))
+                left.append(replace(one, length=at - one.at))
             if one.at + one.length > at + length:
                 end = one.at + one.length
-                left.append(Placed(at + length, end - at - length, one.device, one.inode))
+                left.append(replace(one, at=at + length, length=end - at - length))
         node.objects = left
 
     # --- the loop --------------------------------------------------------------------------------
@@ -476,18 +480,29 @@ class Double:
                 commands += piece
                 while b"\n" in commands:
                     line, _, commands = commands.partition(b"\n")
-                    self.command(line.decode().split())
-                    print("ok", flush=True)
+                    print(json.dumps(self.command(line.decode().split())), flush=True)
             if self.device in ready and not self.one_request():
                 return
 
-    def command(self, words: list[str]) -> None:
+    def command(self, words: list[str]) -> list[dict[str, object]]:
         if words[0] == "refuse":
             self.refused[words[1]] = int(words[2])
         elif words[0] == "allow":
             self.refused.clear()
         elif words[0] == "unit":
             self.unit = int(words[1])
+        return [
+            {
+                "inode": node.number,
+                "size": node.size,
+                "names": node.links,
+                "owner": node.owner.tid if node.owner else 0,
+                "empty": node.empty,
+                "objects": [asdict(one) for one in sorted(node.objects, key=lambda one: one.at)],
+            }
+            for node in self.nodes.values()
+            if node.number > 2 and not node.is_folder
+        ]
 
     def one_request(self) -> bool:
         try:
