@@ -47,6 +47,8 @@ _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
 #: Some systems allow 14 characters; the standard library keeps to it everywhere, and so do names here.
 _SHM_SAFE_NAME_LENGTH = 14
+#: What shm_open(3) takes, without the slash.
+_NAME_MAX = 254
 #: A block with no file in /dev/shm is the region of this name.
 _REGION_PREFIX = "shm."
 _REGION_OBJECT = "block"
@@ -64,6 +66,8 @@ def _plain(name: str) -> str:
     plain = name.lstrip("/")
     if not plain or "/" in plain or plain in (".", ".."):
         raise _error(errno.EINVAL, "a block's name may not be empty or contain '/'", name)
+    if len(os.fsencode(plain)) > _NAME_MAX:
+        raise _error(errno.EINVAL, f"a block's name may have {_NAME_MAX} bytes", name)
     return plain
 
 

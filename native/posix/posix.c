@@ -51,6 +51,23 @@ static int make(int dir, const char *name, int fd, uint64_t size, bool large, st
     return r == 0 ? 0 : sr_fail(e, SR_E_SYSTEM, r, "the memory was there, but could not be named");
 }
 
+/* /proc/PID/maps and lsof show a mapping by the name under which its file was opened, and for a file
+ * that had none a number. So it is opened and mapped once more now that it has its name. Where that
+ * fails, or the name is another's already, the first mapping serves as well. */
+static void take_name(int dir, const char *name, int *fd, uint64_t size, struct sr_map *map)
+{
+    SR_FD named = sr_sys->openat(dir, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    struct stat mine, there;
+    if (named < 0 || sr_sys->fstat(*fd, &mine) < 0 || sr_sys->fstat(named, &there) < 0) return;
+    if (mine.st_ino != there.st_ino || mine.st_dev != there.st_dev) return;
+    struct sr_map again;
+    if (sr_posix_map(named, size, true, &again, NULL) < 0) return;
+    sr_sys_unmap(map);
+    *map = again;
+    sr_sys_close(fd);
+    *fd = sr_sys_keep(&named);
+}
+
 int sr_posix_create(const char *name, uint64_t size, unsigned mode, bool large, struct sr_map *map, struct sr_error *e)
 {
     *map = (struct sr_map){0};
@@ -67,6 +84,7 @@ int sr_posix_create(const char *name, uint64_t size, unsigned mode, bool large, 
         sr_sys_unmap(map);
         return r;
     }
+    take_name(dir, name, &fd, size, map);
     return sr_sys_keep(&fd);
 }
 

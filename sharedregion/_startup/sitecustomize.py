@@ -27,12 +27,15 @@ def _install(folder):  # other Pythons read this file too: no annotations
 
 def _step_aside(here):
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    sys.modules.pop("sitecustomize", None)
+    own = sys.modules.pop("sitecustomize", None)
     try:
         import sitecustomize
     except ImportError as error:
         if error.name != "sitecustomize":
             raise
+    finally:
+        # The import system, which is in the middle of loading this file, expects the name to be there.
+        sys.modules.setdefault("sitecustomize", own)
 
 
 _here = os.path.dirname(os.path.abspath(__file__))

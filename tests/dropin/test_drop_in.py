@@ -1,0 +1,443 @@
+"""The drop-in beside the standard library: names, errors, pickles, descriptors, page tables, children."""
+
+import errno
+import importlib
+import inspect
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharedregion import _blocks, _tracking, shared_memory
+from sharedregion.managers import SharedMemoryManager
+
+STANDARD = "multiprocessing.shared_memory"
+OURS = "sharedregion.shared_memory"
+standard = importlib.import_module(STANDARD)
+
+
+def test_every_public_name_and_parameter_is_there() -> None:
+    """What a program can say to the standard module it can say to this one, on every Python with track=."""
+    assert set(standard.__all__) == set(shared_memory.__all__)
+    for name in standard.__all__:
+        theirs, ours = getattr(standard, name), getattr(shared_memory, name)
+        assert {n for n in dir(theirs) if not n.startswith("_")} <= {
+            n for n in dir(ours) if not n.startswith("_")
+        }
+        expected = inspect.signature(theirs).parameters
+        found = inspect.signature(ours).parameters
+        for parameter in expected.values():
+            assert found[parameter.name].default == parameter.default
+            assert found[parameter.name].kind == parameter.kind
+    assert inspect.signature(shared_memory.SharedMemory).parameters["track"].default is True
+
+
+MISUSE = {
+    "a negative size": lambda m, n: m.SharedMemory(create=True, size=-2),
+    "no size": lambda m, n: m.SharedMemory(create=True),
+    "a size of 0": lambda m, n: m.SharedMemory(create=True, size=0),
+    "no name": lambda m, n: m.SharedMemory(),
+    "a missing name": lambda m, n: m.SharedMemory(n + "-missing"),
+    "an existing name": lambda m, n: m.SharedMemory(n, create=True, size=1),
+    "a name with a slash": lambda m, n: m.SharedMemory("a/b", create=True, size=1),
+    "an empty name": lambda m, n: m.SharedMemory("", create=True, size=1),
+    "a long name": lambda m, n: m.SharedMemory("x" * 300, create=True, size=1),
+    "a long name to attach to": lambda m, n: m.SharedMemory("x" * 300),
+    "a size beyond all": lambda m, n: m.SharedMemory(create=True, size=1 << 80),
+    "a huge size": lambda m, n: m.SharedMemory(create=True, size=1 << 62),
+    "a size that is text": lambda m, n: m.SharedMemory(create=True, size="1"),
+    "a size with a fraction": lambda m, n: m.SharedMemory(create=True, size=1.5),
+    "a second unlink": lambda m, n: [m.SharedMemory(n).unlink() for _ in range(2)],
+    "a list of lists": lambda m, n: m.ShareableList([[1]]),
+    "an item out of range": lambda m, n: _with_list(m, lambda items: items[5]),
+    "an assignment out of range": lambda m, n: _with_list(m, lambda items: items.__setitem__(5, 1)),
+    "a text that is too long": lambda m, n: _with_list(m, lambda items: items.__setitem__(1, "x" * 99)),
+    "an item of another type": lambda m, n: _with_list(m, lambda items: items.__setitem__(1, {})),
+    "what is not in the list": lambda m, n: _with_list(m, lambda items: items.index("nothing")),
+}
+
+
+def _with_list(module: Any, use: Any) -> Any:
+    items = module.ShareableList([1, "two"])
+    try:
+        return use(items)
+    finally:
+        items.shm.close()
+        items.shm.unlink()
+
+
+@pytest.mark.parametrize("misuse", MISUSE)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_errors_are_the_standard_ones_and_say_more(misuse, block_name) -> None:
+    """The same class and errno, the same filename, and at least as many words; and nothing is left."""
+    before = set(os.listdir("/dev/shm"))
+    block = shared_memory.SharedMemory(block_name, create=True, size=10)
+    raised = []
+    for module in (standard, shared_memory):
+        with pytest.raises(Exception) as caught:
+            MISUSE[misuse](module, block_name)
+        raised.append(caught.value)
+        if not Path("/dev/shm", block_name).exists():
+            block.close()
+            block = shared_memory.SharedMemory(block_name, create=True, size=10)
+    block.close()
+    block.unlink()
+    theirs, ours = raised
+    if misuse != "a huge size":
+        # The standard library makes such a file, and fails to map it.
+        assert isinstance(ours, type(theirs)), (theirs, ours)
+        assert getattr(ours, "errno", None) == getattr(theirs, "errno", None)
+    assert isinstance(ours, OSError) or misuse != "a huge size"
+    assert getattr(ours, "filename", None) == getattr(theirs, "filename", None) or misuse == "a huge size"
+    assert len(str(ours)) >= len(str(theirs)) or misuse in (
+        "a size beyond all",
+        "a size that is text",
+        "a huge size",
+    )
+    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("psm_", "test-"))}
+    assert not {name for name in left if os.stat(f"/dev/shm/{name}").st_size > 1 << 40}
+
+
+def test_use_after_close() -> None:
+    """buf is None, close() and unlink() still work, the list says that it is closed."""
+    block = shared_memory.SharedMemory(create=True, size=10)
+    buf = block.buf
+    block.close()
+    block.close()
+    assert block.buf is None and block.size == 10
+    with pytest.raises(ValueError, match="released"):
+        buf[0]
+    block.unlink()
+    with pytest.raises(FileNotFoundError, match="unlinked already"):
+        block.unlink()
+    items = shared_memory.ShareableList([1])
+    items.shm.close()
+    with pytest.raises(ValueError, match="closed"):
+        items[0]
+    items.shm.unlink()
+
+
+@pytest.mark.root
+def test_permission_denied_says_whose_it_is(as_nobody, block_name) -> None:
+    """Another user gets PermissionError with the owner and the mode in it, and takes nothing away."""
+    block = shared_memory.SharedMemory(block_name, create=True, size=10)
+    said = as_nobody(
+        "from sharedregion.shared_memory import SharedMemory\n"
+        f"try:\n    SharedMemory({block_name!r})\nexcept PermissionError as error:\n    print(error)\n"
+        "own = SharedMemory(create=True, size=5 << 20)\nown.buf[-1] = 1\nown.close()\nown.unlink()"
+    )
+    assert "belongs to user 0 and has mode 600; this is user 65534" in said
+    assert Path("/dev/shm", block_name).exists()
+    block.close()
+    block.unlink()
+
+
+@pytest.mark.root
+def test_a_memory_group_that_is_too_small(memory_group) -> None:
+    """Where taking the memory would be SIGKILL, it is OSError, and the message names the group."""
+    code = (
+        f"from {OURS} import SharedMemory\nimport errno\n"
+        "try:\n    SharedMemory(create=True, size=256 << 20)\nexcept OSError as error:\n"
+        "    assert error.errno == errno.ENOMEM\n    print(error)"
+    )
+    done = subprocess.run(
+        [*memory_group(128 << 20), sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "memory limit of" in done.stdout and "sharedregion-test" in done.stdout
+
+
+@pytest.mark.parametrize(("creator", "attacher"), [(STANDARD, OURS), (OURS, STANDARD), (OURS, OURS)])
+def test_lists_are_one_layout(creator, attacher) -> None:
+    """Each side reads and replaces what the other wrote; also after the other replaced it."""
+    made = importlib.import_module(creator).ShareableList(
+        ["howdy", b"HoWdY", -273.154, 100, None, True, 42, "x" * 40]
+    )
+    there = importlib.import_module(attacher).ShareableList(name=made.shm.name)
+    try:
+        assert list(made) == list(there) and made.format == there.format and len(there) == 8
+        for writer, reader in ((made, there), (there, made)):
+            for position, value in ((0, "été"), (1, b"1234567"), (2, 7), (3, "no room"), (4, 2.5), (7, "")):
+                writer[position] = value
+                assert reader[position] == value and type(reader[position]) is type(value)
+            writer[4] = None
+            assert reader[4] is None
+    finally:
+        there.shm.close()
+        made.shm.close()
+        made.shm.unlink()
+
+
+def test_a_text_with_nuls_is_read_by_the_standard_library() -> None:
+    """It reads what it always reads, without the NULs, and can write over it."""
+    made = shared_memory.ShareableList([b"ab\0\0", b"1234567\0", b"z" * 20])
+    made[2] = b"end\0"
+    there = standard.ShareableList(name=made.shm.name)
+    try:
+        assert list(there) == [b"ab", b"1234567", b"end"]
+        there[0] = b"12345678"
+        there[2] = b"y" * 24
+        assert made[0] == b"12345678" and made[2] == b"y" * 24
+    finally:
+        there.shm.close()
+        made.shm.close()
+        made.shm.unlink()
+
+
+def test_lengths_that_later_versions_write_are_read() -> None:
+    """A format shorter than its room is a length: NULs within it belong to the text."""
+    made = standard.ShareableList([b"abcdefgh", "abc"])
+    made._set_packing_format_and_transform(0, "5s", b"")
+    made.shm.buf[made._offset_data_start : made._offset_data_start + 5] = b"ab\0\0\0"
+    there = shared_memory.ShareableList(name=made.shm.name)
+    assert there[0] == b"ab\0\0\0" and there[1] == "abc"
+    there.shm.close()
+    made.shm.close()
+    made.shm.unlink()
+
+
+@pytest.mark.parametrize("damage", ["count", "offsets", "short"])
+def test_what_is_no_list_is_refused(damage) -> None:
+    """A block with other bytes gives ValueError and nothing else."""
+    block = shared_memory.SharedMemory(create=True, size=8 if damage == "short" else 64)
+    if damage == "count":
+        block.buf[:8] = b"\xff" * 7 + b"\x7f"
+    elif damage == "offsets":
+        block.buf[:8] = (2).to_bytes(8, "little")
+        block.buf[8:32] = b"\x11" * 24
+    with pytest.raises(ValueError, match="holds no ShareableList"):
+        shared_memory.ShareableList(name=block.name)
+    block.close()
+    block.unlink()
+
+
+def test_pickles_attach() -> None:
+    """Blocks and lists travel by name, in every protocol."""
+    block, items = shared_memory.SharedMemory(create=True, size=10), shared_memory.ShareableList([1, "two"])
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        other, others = pickle.loads(pickle.dumps((block, items), protocol))
+        other.buf[0] = 9 + protocol
+        assert block.buf[0] == 9 + protocol and list(others) == [1, "two"]
+        other.close()
+        others.shm.close()
+    for one in (block, items.shm):
+        one.close()
+        one.unlink()
+
+
+def test_the_manager_makes_blocks_that_end_with_it() -> None:
+    """SharedMemoryManager gives this module's classes; at its end the names are gone, also unlinked ones' neighbours."""
+    with SharedMemoryManager() as manager:
+        block, items = manager.SharedMemory(3 << 20), manager.ShareableList(["a\0", 2])
+        gone = manager.SharedMemory(10)
+        assert type(block) is shared_memory.SharedMemory and type(items) is shared_memory.ShareableList
+        assert list(items) == ["a\0", 2]
+        gone.unlink()
+        names = [block.name, items.shm.name, gone.name]
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            shared_memory.SharedMemory(name)
+    for one in (block, items.shm, gone):
+        one.close()
+
+
+COUNT = """
+import importlib, json, os, resource, sys
+module, count = importlib.import_module(sys.argv[1]), int(sys.argv[2])
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * count + 100, max(hard, 2 * count + 100)))
+except ValueError:
+    # A limit that not even root may raise here: as many blocks as the standard library could hold.
+    count = min(count, (hard - 100) // 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+before = len(os.listdir("/proc/self/fd"))
+first = module.SharedMemory(create=True, size=64)
+tracker = len(os.listdir("/proc/self/fd"))
+blocks = [module.SharedMemory(create=True, size=64) for _ in range(count)]
+print(json.dumps([(len(os.listdir("/proc/self/fd")) - tracker) / count, len(first.buf)]))
+for block in [first, *blocks]:
+    block.close()
+    block.unlink()
+assert len(os.listdir("/proc/self/fd")) == before + 1, "the tracker's pipe is all that stays"
+"""
+
+
+@pytest.mark.root
+def test_ten_thousand_blocks_take_one_descriptor_each() -> None:
+    """One descriptor a block, where the standard library holds two; all given back."""
+    per_block = {}
+    for module in (OURS, STANDARD):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", COUNT, module, "10000"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        per_block[module] = json.loads(done.stdout)[0]
+    assert per_block[OURS] == 1 <= per_block[STANDARD]
+
+
+TABLES = """
+import importlib, sys
+module = importlib.import_module(sys.argv[1])
+def tables():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmPTE:"))
+before = tables()
+block = module.SharedMemory(sys.argv[2])
+view = block.buf
+for at in range(0, len(view), 4096):
+    view[at]
+print(tables() - before)
+view = None
+block.close()
+"""
+
+
+def test_a_worker_that_touches_a_block_pays_kilobytes() -> None:
+    """256 MiB touched in a fresh process: 20 KiB of page tables or less, and an odd end costs one table more."""
+    for size in (256 << 20, (256 << 20) + 123_457):
+        block = shared_memory.SharedMemory(create=True, size=size)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", TABLES, OURS, block.name],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        finally:
+            block.close()
+            block.unlink()
+        assert int(done.stdout) <= 20 + 4 * (size % (2 << 20) > 0)
+
+
+def test_small_blocks_take_what_they_need() -> None:
+    """A block of less than 2 MiB, and the odd end of a larger one, take whole 4 KiB pages and no more."""
+    for size in (1, 5000, (2 << 20) - 1, (4 << 20) + 1):
+        block = shared_memory.SharedMemory(create=True, size=size)
+        assert os.stat(f"/dev/shm/{block.name}").st_blocks * 512 == -(-size // 4096) * 4096
+        block.close()
+        block.unlink()
+
+
+def test_the_kernel_shows_the_name() -> None:
+    """/proc/PID/maps shows the creator's mapping by the block's name."""
+    block = shared_memory.SharedMemory(create=True, size=100)
+    assert f"/dev/shm/{block.name}\n" in Path("/proc/self/maps").read_text()
+    block.close()
+    block.unlink()
+
+
+def test_umask_and_mode_count() -> None:
+    """A subclass's mode is taken as open(2) takes it, less the umask."""
+
+    class Open(shared_memory.SharedMemory):
+        _mode = 0o666
+
+    old = os.umask(0o027)
+    try:
+        block = Open(create=True, size=10)
+    finally:
+        os.umask(old)
+    assert os.stat(f"/dev/shm/{block.name}").st_mode & 0o777 == 0o640
+    block.close()
+    block.unlink()
+
+
+def test_names_that_the_tracker_cannot_carry() -> None:
+    """Other alphabets, colons and long names are names; only their tracking is left out."""
+    for name in (f"blöck-{os.getpid()}", f"a:b-{os.getpid()}", "n" * 250):
+        block = shared_memory.SharedMemory(name, create=True, size=10)
+        assert shared_memory.SharedMemory(name).size == 10
+        block.close()
+        block.unlink()
+    assert not _tracking._can_carry("a:b")
+
+
+@pytest.mark.hugepages
+def test_blocks_of_huge_pages(pool, block_name, program) -> None:
+    """backend="hugetlb": no file in /dev/shm, found by its name all the same, gone with its last user."""
+    pool(2 << 20, 16)
+    block = shared_memory.SharedMemory(block_name, create=True, size=3 << 20, backend="hugetlb")
+    assert block.size == 3 << 20 == len(block.buf)
+    assert not Path("/dev/shm", block_name).exists()
+    block.buf[7] = 7
+    with pytest.raises(FileExistsError):
+        shared_memory.SharedMemory(block_name, create=True, size=1 << 20, backend="hugetlb")
+    user = program(
+        f"from {OURS} import SharedMemory\nimport sys\nb = SharedMemory(sys.argv[1])\nb.buf[8] = b.buf[7] + 1\n"
+        "print(b.size, flush=True)\nb.close()",
+        block_name,
+    )
+    assert user.read() == str(3 << 20)
+    assert user.end() == (0, "")
+    assert block.buf[8] == 8
+    view = block.buf[7:9]
+    block.close()
+    assert bytes(view) == b"\x07\x08"
+    del view
+    with pytest.raises(FileNotFoundError):
+        shared_memory.SharedMemory(block_name)
+
+
+def test_the_variable_chooses(monkeypatch) -> None:
+    """SHAREDREGION_SHM_BACKEND stands in for backend=; SHAREDREGION_BACKEND does not touch the drop-in."""
+    monkeypatch.setenv("SHAREDREGION_BACKEND", "nonsense")
+    monkeypatch.setenv("SHAREDREGION_SHM_BACKEND", "shm")
+    plain = shared_memory.SharedMemory(create=True, size=8 << 20)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TABLES, OURS, plain.name], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) >= 12
+    plain.close()
+    plain.unlink()
+    monkeypatch.setenv("SHAREDREGION_SHM_BACKEND", "cheese")
+    with pytest.raises(ValueError, match="SHAREDREGION_SHM_BACKEND 'cheese'"):
+        shared_memory.SharedMemory(create=True, size=8 << 20)
+
+
+@pytest.mark.skipif(not hasattr(_blocks, "fail_call"), reason="needs a build with -Dfault_injection=true")
+def test_every_kernel_call_of_a_creation_fails_once() -> None:
+    """Each call made to fail: OSError or success; no descriptor, mapping or name left behind."""
+    answers = {
+        "fallocate": errno.ENOSPC,
+        "mmap": errno.ENOMEM,
+        "madvise": errno.EINVAL,
+        "linkat": errno.EPERM,
+    }
+
+    def state() -> tuple[int, int, set[str]]:
+        names = {name for name in os.listdir("/dev/shm") if name.startswith("sr-fail-")}
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/fd")), maps.count("sr-fail-") + maps.count("/dev/shm/#"), names
+
+    def create() -> None:
+        fd, mapping = _blocks.create(f"sr-fail-{os.getpid()}", (5 << 20) + 5000, 0o600, True)
+        os.close(fd)
+        del mapping
+        os.unlink(f"/dev/shm/sr-fail-{os.getpid()}")
+
+    before = state()
+    _blocks.count_calls()
+    create()
+    made = _blocks.calls()
+    assert {"openat", "ftruncate", "mmap", "fallocate", "madvise", "linkat"} <= set(made)
+    failures = 0
+    try:
+        del made["munmap"]  # What cannot be unmapped stays mapped.
+        for call, count in made.items():
+            for nth in range(1, count + 1):
+                _blocks.fail_call(call, nth, answers.get(call, errno.EIO))
+                try:
+                    create()
+                except OSError:
+                    failures += 1
+                assert state() == before, (call, nth)
+    finally:
+        _blocks.fail_none()
+    assert failures >= 8
