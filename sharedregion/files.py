@@ -276,7 +276,9 @@ def place_npz(path: str, into: Region | None, options: dict[str, Any]) -> Region
 
 def _sized(nbytes: int, count: int, options: dict[str, Any]) -> Region:
     """A region with room for so many bytes, and for what placing each at its alignment may take."""
-    return create(**({"size": nbytes + (count + 1) * 4096} | options))
+    # Large arrays begin a large page where they can: what is left between them is at most this part.
+    gaps = nbytes // 16 + (4 << 20) if nbytes > 2 << 20 else 0
+    return create(**({"size": nbytes + gaps + (count + 1) * 4096} | options))
 
 
 def _any_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -10,8 +10,9 @@ __all__ = ["Member", "Stats"]
 class Stats(NamedTuple):
     """Numbers of a region at one moment. Bytes, unless said otherwise.
 
-    `largest` is a free piece that could be taken whole. `committed` is the part of `size` that has
-    memory behind it. `withdrawn` counts deleted or replaced objects that somebody still looks at,
+    `free` is what objects may still occupy of `size`. `largest` is a single object that could be placed
+    now: less than `free` where small objects keep pages in use that are otherwise empty. `committed` is
+    what has memory behind it. `withdrawn` counts deleted or replaced objects that somebody still looks at,
     `unfinished` those being filled. `huge_fraction` is the part of the committed data that the
     kernel maps by pages larger than 4 KiB in this process, None where this process has touched none.
     """

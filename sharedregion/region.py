@@ -66,7 +66,6 @@ class Region(_native.RegionHandle):
 
     _id: bytes
     _kind: str
-    _committed_whole: bool
     _allow_pickle: bool
     _look: ClassVar[Callable[[Region, bool], Footprint] | None] = None
 
@@ -80,7 +79,6 @@ class Region(_native.RegionHandle):
         self.size = head["size"]
         self.uid = head["uid"]
         self.persist = bool(head["flags"] & _native.PERSIST)
-        self._committed_whole = bool(head["flags"] & _native.COMMITTED)
         self._id = head["id"]
         self._allow_pickle = self.uid == os.geteuid() if allow_pickle is None else allow_pickle
         _track(self)
@@ -238,20 +236,31 @@ class Region(_native.RegionHandle):
 
     def _make_room(self, nbytes: int) -> None:
         """Raise RegionFull where a memory cgroup would answer the commit with SIGKILL."""
-        if nbytes < _HEADROOM_FROM or self._committed_whole:
+        if nbytes < _HEADROOM_FROM:
             return
+        fresh = self._fresh(nbytes)
+        if fresh == 0 or (short := self._short_of(fresh)) is None:
+            return
+        # What the region has and does not need counts against the same limits, and has to move anyway.
+        if self._give_back(fresh) and (short := self._short_of(self._fresh(nbytes))) is None:
+            return
+        group, headroom = short
+        raise RegionFull(
+            f"{format_size(nbytes)} is more than the {format_size(headroom)} that the memory limit of {group} leaves",
+            "raise the limit, or place less",
+            wanted=nbytes,
+            free=headroom,
+            largest=headroom,
+        )
+
+    def _short_of(self, nbytes: int) -> tuple[str, int] | None:
+        """The first memory cgroup that has not so much left, and what it has."""
         from sharedregion._kernel import cgroup
 
         for limit in cgroup.memory_limits():
             if nbytes > limit.headroom and (limit.counts_hugetlb or self.backend != "hugetlb"):
-                raise RegionFull(
-                    f"{format_size(nbytes)} is more than the {format_size(limit.headroom)} "
-                    f"that the memory limit of {limit.group} leaves",
-                    "raise the limit, or place less",
-                    wanted=nbytes,
-                    free=limit.headroom,
-                    largest=limit.headroom,
-                )
+                return limit.group, limit.headroom
+        return None
 
     # --- the mapping ---------------------------------------------------------------------------
 
@@ -390,7 +399,8 @@ class Region(_native.RegionHandle):
     def trim(self) -> int:
         """Give whole pages in which no object lies back to the system; returns their bytes.
 
-        Nothing is given back where all memory was promised at creation (commit="full").
+        Nothing is given back where all memory was promised at creation (commit="full"): there, pages
+        only move within the region, when a large object needs them in one piece.
         """
         self._sweep()
         return self._trim()

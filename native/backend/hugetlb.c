@@ -98,6 +98,7 @@ const struct sr_backend sr_backend_hugetlb_1g = {
     .align = SR_GIB,
     .pad = SR_GIB,
     .nameless = true,
+    .fixed = true,
     .make = make_1g,
     .commit = commit,
     .punch = sr_backend__punch,

@@ -41,6 +41,7 @@ struct sr_backend {
     uint64_t pad;            /* the file and every mapping of it are a multiple of this         */
     bool nameless;           /* cannot be SR_PLACE_SHM_DIR                                      */
     bool shared_tables;      /* readers attach an msharefs region that shows the memory         */
+    bool fixed;              /* granules are too large to be moved: the file is no longer than the size */
 
     /* A descriptor, read-write, of `size` bytes (a multiple of pad), nothing committed. */
     int (*make)(enum sr_place place, int shm_dir, uint64_t size, unsigned mode, struct sr_error *e);
@@ -64,7 +65,30 @@ struct sr_backend {
 const struct sr_backend *sr_backend_of_kind(uint32_t kind);
 const struct sr_backend *sr_backend_of_name(const char *name);
 
-/* The length of the file and of its mappings for a data segment of `size` bytes. */
+/* The file and its mappings are twice as long as the region: memory moves in them by whole granules,
+ * objects do not (sr_alloc.h). What has no memory costs nothing but addresses. */
+#define SR_REACH 2u
+#define SR_GRANULES_MAX (UINT64_C(1) << 20)    /* 176 KiB of commit map at most */
+
+struct sr_shape {
+    uint64_t mapped;     /* length of the file and of its mappings, whole granules              */
+    uint64_t granule;    /* of the commit map; larger than the backend's for huge regions       */
+    uint64_t pages;      /* granules that may have memory at a time: `size`, rounded up         */
+};
+
+/* Of a data segment for `size` bytes; false if no file can be that long. */
+static inline bool sr_backend_shape(const struct sr_backend *b, uint64_t size, struct sr_shape *out)
+{
+    if (size == 0 || size > INT64_MAX / 16) return false;
+    uint64_t length = b->fixed ? size : size * SR_REACH;
+    out->granule = b->granule;
+    while (length / out->granule > SR_GRANULES_MAX) out->granule *= 2;
+    out->mapped = sr_align_up(length, sr_max(b->pad, out->granule));
+    out->pages = sr_align_up(size, out->granule) / out->granule;
+    return true;
+}
+
+/* The length of the file and of its mappings for bare memory of `size` bytes, in which nothing moves. */
 static inline uint64_t sr_backend_padded(const struct sr_backend *b, uint64_t size)
 {
     return sr_align_up(size, b->pad);

@@ -51,7 +51,7 @@ int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct
     atomic_thread_fence(memory_order_acquire);
     if (sr_seq_of(entry, n) != seq) return 1;
     /* The state is set before ent_seq, and left after it is cleared. */
-    ok = ok && sr_state_of(&copy, n) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_size) &&
+    ok = ok && sr_state_of(&copy, n) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_mapped) &&
          sr_is_aligned(copy.ent_off, SR_BLOCK_UNIT) && copy.ent_hash == sr_hash64(f->text, copy.ent_name_len);
     if (!ok) return bad(r, e, "an entry fails its checks");
     if (!sr_version_unpack(version, seq, &f->version)) return bad(r, e, "the version of an entry");

@@ -163,6 +163,7 @@ static int recover(struct plan *p, struct sr_error *e)
     qsort(p->used, p->count, sizeof *p->used, by_offset);
     got = sr_alloc_rebuild(p->r, p->used, p->count, e);
     if (got == 0) got = sr_limbo__flush(p->r, e);
+    if (got == 0) sr_alloc_discard(p->r);
     if (got == 0) s->st_recoveries++;
     return got;
 }
@@ -259,31 +260,19 @@ int sr_catalog_check(struct sr_region *r, struct sr_error *e)
 int sr_catalog_trim(struct sr_region *r, uint64_t *bytes, struct sr_error *e)
 {
     *bytes = 0;
-    int got = sr_catalog__lock(r, e);
-    if (got < 0) return got;
-    const struct sr_alloc_head *h = (const struct sr_alloc_head *)(sr_mapped(&r->catalog) + SR_ALLOC_AT);
-    uint64_t granule = r->head.hd_granule;
-    uint32_t left = sr_state(r)->st_blocks_high;
-    for (uint32_t n = h->al_first; sr_block_ok(r, n) && left-- && got == 0; n = sr_block(r, n)->blk_next) {
-        const struct sr_block *b = sr_block(r, n);
-        if ((b->blk_len_state & 63) != SR_BLOCK_FREE) continue;
-        uint64_t from = sr_align_up(b->blk_off, granule), to = sr_align_down(b->blk_off + (b->blk_len_state & ~UINT64_C(63)), granule);
-        uint64_t freed = 0;
-        if (from < to && to <= r->head.hd_mapped) got = sr_region_uncommit(r, (sr_off){from}, to - from, &freed, e);
-        *bytes += freed;
-    }
-    sr_unlock(r);
-    return got;
+    if (r->head.hd_flags & SR_HEAD_COMMITTED) return 0;
+    return sr_catalog_give_back(r, UINT64_MAX, bytes, e);
 }
 
 int sr_catalog_repair(struct sr_region *r, struct sr_error *e)
 {
     if (r->backend->repair == NULL) return 0;
     uint64_t granule = r->head.hd_granule;
-    for (uint64_t at = 0; at + SR_LARGE_PAGE <= r->head.hd_mapped; at += granule) {
+    for (uint64_t at = 0; at < r->head.hd_mapped; at += granule) {
         if (sr_region_uncommitted(r, (sr_off){at}, 1)) continue;
-        int got = r->backend->repair(&r->data, at, sr_min(granule, r->head.hd_mapped - at), e);
-        if (got < 0) return got;
+        int got = r->backend->repair(&r->data, at, granule, e);
+        /* Or was it given back in the meantime? */
+        if (got < 0 && !sr_region_uncommitted(r, (sr_off){at}, 1)) return got;
     }
     return 0;
 }

@@ -95,7 +95,11 @@ void sr_catalog_stats(struct sr_region *r, struct sr_stats *s);
 
 /* What the dead left: their unfinished objects, and withdrawn blocks that nobody holds. */
 int sr_catalog_sweep(struct sr_region *r, struct sr_error *e);
-/* Give whole granules in which no block is back to the system. *bytes: how much. */
+/* Memory that a put of that length would take now, beyond what its place already has. */
+uint64_t sr_catalog_fresh(struct sr_region *r, uint64_t len);
+/* Give memory of pages in which no block is back to the system, up to `bytes`. *given: how much. */
+int sr_catalog_give_back(struct sr_region *r, uint64_t bytes, uint64_t *given, struct sr_error *e);
+/* All of it; nothing where all memory was promised at creation. */
 int sr_catalog_trim(struct sr_region *r, uint64_t *bytes, struct sr_error *e);
 /* Make large pages large again where something split them. */
 int sr_catalog_repair(struct sr_region *r, struct sr_error *e);

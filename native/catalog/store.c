@@ -5,6 +5,7 @@
 #include <limits.h>
 
 #define SMALL 4096u    /* copied under the lock: shorter than taking it twice */
+#define BATCH 64u      /* pages given back before others get the lock          */
 
 static int bad(struct sr_region *r, struct sr_error *e, const char *what)
 {
@@ -258,6 +259,56 @@ static uint32_t crc_of(struct sr_region *r, const struct sr_desc *d, uint64_t ha
     return sr_catalog__crc(&want, draft->entry, tail, text - inlined);
 }
 
+int sr_catalog_give_back(struct sr_region *r, uint64_t bytes, uint64_t *given, struct sr_error *e)
+{
+    *given = 0;
+    for (uint64_t pages = 1; *given < bytes && pages;) {
+        int got = sr_catalog__lock(r, e);
+        if (got < 0) return got;
+        uint64_t left = bytes - *given, granule = r->head.hd_granule;
+        got = sr_alloc_reclaim(r, sr_min(left / granule + (left % granule > 0), BATCH), &pages, e);
+        sr_unlock(r);
+        if (got < 0) return got;
+        *given += pages * granule;
+    }
+    return 0;
+}
+
+uint64_t sr_catalog_fresh(struct sr_region *r, uint64_t len)
+{
+    if (sr_catalog__lock(r, NULL) < 0) return 0;
+    uint64_t fresh = sr_alloc_fresh(r, len);
+    sr_unlock(r);
+    return fresh;
+}
+
+/* Under the lock: one batch of the pages that have to go before more is committed. *more: not all. */
+static int give_back(struct sr_region *r, bool *more, struct sr_error *e)
+{
+    uint64_t pages, excess = sr_alloc_excess(r);
+    int got = excess ? sr_alloc_reclaim(r, sr_min(excess, BATCH), &pages, e) : 0;
+    *more = got == 0 && sr_alloc_excess(r) > 0;
+    return got;
+}
+
+/* Memory behind a draft, whose block was taken. Without the lock: it may take long. */
+static int commit_draft(struct sr_region *r, const struct sr_draft *draft, bool excess, struct sr_error *e)
+{
+    while (excess) {
+        int got = sr_catalog__lock(r, e);
+        if (got < 0) return got;
+        got = give_back(r, &excess, e);
+        sr_unlock(r);
+        if (got < 0) return got;
+    }
+    int got = sr_region_commit(r, draft->off, draft->len, e);
+    if (got != SR_E_FULL) return got;
+    /* No more memory is to be had. What this region has and does not need will do. */
+    uint64_t pages = 0;
+    if (sr_catalog_give_back(r, sr_region_uncommitted(r, draft->off, draft->len), &pages, NULL) < 0 || pages == 0) return got;
+    return sr_region_commit(r, draft->off, draft->len, e);
+}
+
 /* Under the lock. */
 static int begin(struct sr_region *r, const struct sr_desc *d, uint64_t hash, struct sr_draft *draft, struct sr_error *e)
 {
@@ -351,10 +402,12 @@ int sr_draft_begin(struct sr_region *r, const struct sr_desc *d, struct sr_draft
     int got = check_desc(r, d, e);
     if (got == 0) got = lock_to_change(r, e);
     if (got < 0) return got;
+    bool excess = false;
     got = begin(r, d, sr_hash64(d->name, d->name_len), draft, e);
+    int given = got == 0 ? give_back(r, &excess, e) : 0;
     sr_unlock(r);
     if (got < 0) return got;
-    got = sr_region_commit(r, draft->off, draft->len, e);
+    got = given < 0 ? given : commit_draft(r, draft, excess, e);
     if (got < 0) {
         if (got == SR_E_FULL && e) e->wanted = d->len;
         sr_draft_drop(r, d, draft);
@@ -396,8 +449,10 @@ static int put_small(struct sr_region *r, const struct sr_desc *d, uint64_t hash
     if (got < 0) return got;
     got = begin(r, d, hash, &draft, e);
     if (got == 0 && sr_region_uncommitted(r, draft.off, draft.len)) {
+        bool excess;
+        int given = give_back(r, &excess, e);
         sr_unlock(r);
-        got = sr_region_commit(r, draft.off, draft.len, e);
+        got = given < 0 ? given : commit_draft(r, &draft, excess, e);
         if (got < 0) {
             sr_draft_drop(r, d, &draft);
             return got;
@@ -529,8 +584,8 @@ void sr_catalog_stats(struct sr_region *r, struct sr_stats *out)
         .flags = sr_state_flags(s),
         .sound = sound,
     };
-    /* An onlooker has no copy of the commit map, and believes no number that makes a loop long. */
-    if (!r->onlooker) out->committed = r->head.hd_size - sr_min(r->head.hd_size, sr_region_uncommitted(r, (sr_off){0}, r->head.hd_size));
+    /* An onlooker has no copy of the commit map. */
+    if (!r->onlooker) out->committed = sr_alloc_committed(r);
     uint32_t high = sr_rows_high(r);
     for (uint32_t n = 0; n < high; n++) out->members += sr_rows_held(r, n, 1) > 0;
 }

@@ -477,21 +477,30 @@ static PyObject *region_sweep(PyObject *o, PyObject *unused) { (void)unused; ret
 static PyObject *region_check(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_check); }
 static PyObject *region_repair(PyObject *o, PyObject *unused) { (void)unused; return simple(o, sr_catalog_repair); }
 
-static PyObject *region_trim(PyObject *object, PyObject *unused)
+/* _fresh(nbytes) -> bytes of memory that a put would take beyond what the region has
+ * _give_back(nbytes) -> bytes that the region had no use for and gave back, about so many at most
+ * _trim() -> the same of all, if it may */
+enum give { FRESH, GIVE_BACK, TRIM };
+static PyObject *give_back_memory(PyObject *object, PyObject *nbytes, enum give what)
 {
-    (void)unused;
     struct sr_region *r = open_live((srp_region *)object, true);
     if (r == NULL) return NULL;
+    unsigned long long len = nbytes ? PyLong_AsUnsignedLongLong(nbytes) : 0;
+    if (PyErr_Occurred()) return NULL;
     struct sr_error e = {0};
-    uint64_t bytes;
-    int got;
+    uint64_t bytes = 0;
+    int got = 0;
     srp_region_pin_added((srp_region *)object);
     Py_BEGIN_ALLOW_THREADS
-    got = sr_catalog_trim(r, &bytes, &e);
+    if (what == FRESH) bytes = sr_catalog_fresh(r, len);
+    else got = what == TRIM ? sr_catalog_trim(r, &bytes, &e) : sr_catalog_give_back(r, len, &bytes, &e);
     Py_END_ALLOW_THREADS
     leave((srp_region *)object);
     return got < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(bytes);
 }
+static PyObject *region_fresh(PyObject *o, PyObject *nbytes) { return give_back_memory(o, nbytes, FRESH); }
+static PyObject *region_give_back(PyObject *o, PyObject *nbytes) { return give_back_memory(o, nbytes, GIVE_BACK); }
+static PyObject *region_trim(PyObject *o, PyObject *unused) { (void)unused; return give_back_memory(o, NULL, TRIM); }
 
 static PyObject *region_stats(PyObject *object, PyObject *unused)
 {
@@ -540,7 +549,7 @@ static PyObject *region_uncommitted(PyObject *object, PyObject *args)
     unsigned long long off, len;
     struct sr_region *r = srp_open((srp_region *)object);
     if (r == NULL || !PyArg_ParseTuple(args, "KK", &off, &len)) return NULL;
-    if (!sr_range_ok(off, len, r->head.hd_size)) return PyErr_Format(PyExc_ValueError, "outside the region");
+    if (!sr_range_ok(off, len, r->head.hd_mapped)) return PyErr_Format(PyExc_ValueError, "outside the region");
     return PyLong_FromUnsignedLongLong(sr_region_uncommitted(r, (sr_off){off}, len));
 }
 
@@ -607,6 +616,8 @@ static PyMethodDef methods[] = {
     {"_check", region_check, METH_NOARGS, NULL},
     {"_repair", region_repair, METH_NOARGS, NULL},
     {"_trim", region_trim, METH_NOARGS, NULL},
+    {"_fresh", region_fresh, METH_O, NULL},
+    {"_give_back", region_give_back, METH_O, NULL},
     {"_stats", region_stats, METH_NOARGS, NULL},
     {"_members", region_members, METH_NOARGS, NULL},
     {"_head", region_head, METH_NOARGS, NULL},

@@ -13,9 +13,8 @@
 #include <stdio.h>
 
 #define REPLACE_TRIES 1000
-#define GRANULES_MAX (UINT64_C(1) << 20)    /* 128 KiB of commit map at most */
 
-static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
+static void plan_head(struct sr_head *h, const struct sr_region_spec *spec, const struct sr_shape *shape)
 {
     const struct sr_backend *b = spec->backend;
     *h = (struct sr_head){
@@ -23,18 +22,17 @@ static void plan_head(struct sr_head *h, const struct sr_region_spec *spec)
         .hd_version = SR_FORMAT_VERSION,
         .hd_stamp = SR_BUILD_STAMP,
         .hd_size = spec->size,
-        .hd_mapped = sr_backend_padded(b, spec->size),
+        .hd_mapped = shape->mapped,
         .hd_kind = b->kind,
         .hd_generation = 1,
         .hd_created_ns = sr_sys_wall(),
         .hd_uid = sr_sys_uid(),
         .hd_mode = spec->mode,
-        .hd_granule = b->granule,
+        .hd_granule = shape->granule,
         .hd_rows = SR_ROWS_MAX,
     };
     h->hd_flags = (spec->persist ? SR_HEAD_PERSIST : 0) | (spec->commit_all ? SR_HEAD_COMMITTED : 0) |
                   (b->nameless || spec->place == SR_PLACE_MEMFD ? SR_HEAD_KEPT : 0);
-    while (h->hd_mapped / h->hd_granule > GRANULES_MAX) h->hd_granule *= 2;
     h->hd_gen0 = SR_COMMIT_MAP_AT + sr_align_up(sr_commit_map_size(h->hd_mapped, h->hd_granule), SR_PAGE);
     /* Bytes are the limit, not entries: one for each smallest block, and some for long names. */
     uint64_t entries = spec->size / SR_BLOCK_UNIT + 1024;
@@ -103,19 +101,20 @@ static int make_data(struct sr_region *r, int dir, const struct sr_region_spec *
     /* The first of it is what an msharefs region is tried on, and what readers touch. */
     if (got == 0 && !spec->commit_all && r->backend->shared_tables) return sr_region_commit(r, (sr_off){0}, 1, e);
     if (got < 0 || !spec->commit_all) return got;
-    uint64_t all = sr_min(sr_align_up(spec->size, r->backend->granule), r->head.hd_mapped);
+    uint64_t all = sr_align_up(spec->size, r->head.hd_granule);
     got = r->backend->commit(r->data_fd, &r->data, 0, all, e);
+    if (got == 0) sr_region__mark(r, 0, all / r->head.hd_granule, true);
     if (got == SR_E_FULL)
         return sr_fail(e, SR_E_UNAVAILABLE, -(e ? e->sys_errno : ENOSPC), "%llu bytes of %s memory are not to be had",
                        (unsigned long long)all, r->backend->name);
     return got;
 }
 
-static int make_all(struct sr_region *r, const struct sr_region_spec *spec, struct sr_error *e)
+static int make_all(struct sr_region *r, const struct sr_region_spec *spec, const struct sr_shape *shape, struct sr_error *e)
 {
     SR_FD dir = sr_region__open_dir(e);
     if (dir < 0) return dir;
-    plan_head(&r->head, spec);
+    plan_head(&r->head, spec, shape);
     r->backend = spec->backend;
     r->writable = true;
     int got = sr_region__plan_share(&r->head, spec, e);
@@ -140,11 +139,12 @@ int sr_region_make(struct sr_region **out, const struct sr_region_spec *spec, st
 {
     int got = sr_region_check_name(spec->name, strlen(spec->name), e);
     if (got < 0) return got;
-    if (spec->size == 0 || sr_backend_padded(spec->backend, spec->size) > INT64_MAX / 2)
+    struct sr_shape shape;
+    if (!sr_backend_shape(spec->backend, spec->size, &shape))
         return sr_fail(e, SR_E_INVALID, -EINVAL, "a region cannot have %llu bytes", (unsigned long long)spec->size);
     struct sr_region *r = sr_region__new(spec->name, e);
     if (r == NULL) return SR_E_NO_MEMORY;
-    got = make_all(r, spec, e);
+    got = make_all(r, spec, &shape, e);
     if (got < 0) {
         sr_region__free(r);
         return got;

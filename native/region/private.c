@@ -23,7 +23,7 @@ int sr_region_map_private(struct sr_region *r, sr_off off, uint64_t len, struct 
     const struct sr_backend *b = r->backend;
     if (b->map_private == NULL) return sr_fail(e, SR_E_UNAVAILABLE, 0, "%s memory cannot be mapped for copying on write", b->name);
     uint64_t from = sr_align_down(off.at, b->page), to = sr_align_up(off.at + len, b->page);
-    if (!sr_range_ok(off.at, len, r->head.hd_size) || to > r->head.hd_mapped) return sr_fail(e, SR_E_CORRUPT, 0, "an object lies outside region '%s'", r->name);
+    if (!sr_range_ok(off.at, len, r->head.hd_mapped) || to > r->head.hd_mapped) return sr_fail(e, SR_E_CORRUPT, 0, "an object lies outside region '%s'", r->name);
     *skip = off.at - from;
     if (r->writable) {
         int fd = sr_region__data_fd(r);

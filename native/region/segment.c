@@ -52,9 +52,9 @@ static int check_head(const struct sr_head *h, const char *name, uint64_t file_s
     if (h->hd_crc != sr_crc32c(0, h, offsetof(struct sr_head, hd_crc))) return corrupt(e, name, "fails its checksum");
     const struct sr_backend *b = sr_backend_of_kind(h->hd_kind);
     if (b == NULL) return corrupt(e, name, "names a kind of memory that this build does not know");
-    bool ok = h->hd_size > 0 && h->hd_size <= h->hd_mapped && h->hd_mapped == sr_backend_padded(b, h->hd_size) &&
-              h->hd_mapped <= INT64_MAX && h->hd_gens >= 1 && h->hd_gens <= SR_GEN_MAX &&
-              h->hd_rows == SR_ROWS_MAX && h->hd_granule >= b->granule && (h->hd_granule & (h->hd_granule - 1)) == 0 &&
+    struct sr_shape shape;
+    bool ok = sr_backend_shape(b, h->hd_size, &shape) && h->hd_mapped == shape.mapped && h->hd_granule == shape.granule &&
+              h->hd_gens >= 1 && h->hd_gens <= SR_GEN_MAX && h->hd_rows == SR_ROWS_MAX &&
               h->hd_name_len <= SR_REGION_NAME_MAX && h->hd_name[h->hd_name_len] == '\0' &&
               h->hd_reason[sizeof h->hd_reason - 1] == '\0' && sr_is_aligned(h->hd_gen0, SR_PAGE) &&
               h->hd_gen0 >= SR_COMMIT_MAP_AT + sr_commit_map_size(h->hd_mapped, h->hd_granule) &&
@@ -415,94 +415,4 @@ int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, str
     int got = sr_sys_commit(fd, from, sr_align_up(at + len, SR_PAGE) - from);
     if (got == 0) return 0;
     return sr_fail(e, got == -ENOSPC || got == -ENOMEM ? SR_E_FULL : SR_E_SYSTEM, got, "the catalog of region '%s' cannot grow", r->name);
-}
-
-/* A word of the commit map: 48 granules, and 16 bits of check above them. Believing a mark that is
- * not true would be a SIGBUS; a word that fails its check says that nothing is committed, and
- * committing again costs a system call. A word of zeros is right: nothing yet. */
-static uint64_t commit_pack(uint64_t bits, uint64_t word)
-{
-    if (bits == 0) return 0;
-    uint64_t mixed = (bits ^ (word + 1) * UINT64_C(0x9E3779B97F4A7C15)) * UINT64_C(0xBF58476D1CE4E5B9);
-    return bits | (mixed >> 48) << SR_COMMIT_BITS;
-}
-
-static _Atomic uint64_t *commit_word(const struct sr_region *r, uint64_t granule)
-{
-    return (_Atomic uint64_t *)(r->catalog.at + SR_COMMIT_MAP_AT) + granule / SR_COMMIT_BITS;
-}
-
-static uint64_t commit_bits(uint64_t seen, uint64_t granule)
-{
-    uint64_t bits = seen & ((UINT64_C(1) << SR_COMMIT_BITS) - 1);
-    return commit_pack(bits, granule / SR_COMMIT_BITS) == seen ? bits : 0;
-}
-
-static bool committed(const struct sr_region *r, uint64_t granule)
-{
-    return commit_bits(atomic_load(commit_word(r, granule)), granule) >> (granule % SR_COMMIT_BITS) & 1;
-}
-
-static void mark_committed(const struct sr_region *r, uint64_t granule, bool yes)
-{
-    uint64_t seen = atomic_load(commit_word(r, granule)), next, bit = UINT64_C(1) << (granule % SR_COMMIT_BITS);
-    do {
-        uint64_t bits = commit_bits(seen, granule);
-        next = commit_pack(yes ? bits | bit : bits & ~bit, granule / SR_COMMIT_BITS);
-    } while (!atomic_compare_exchange_weak(commit_word(r, granule), &seen, next));
-}
-
-uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t len)
-{
-    if ((r->head.hd_flags & SR_HEAD_COMMITTED) || len == 0) return 0;
-    uint64_t missing = 0;
-    for (uint64_t g = off.at / r->head.hd_granule; g <= (off.at + len - 1) / r->head.hd_granule; g++)
-        if (!committed(r, g)) missing += r->head.hd_granule;
-    return missing;
-}
-
-int sr_region_commit(struct sr_region *r, sr_off off, uint64_t len, struct sr_error *e)
-{
-    if ((r->head.hd_flags & SR_HEAD_COMMITTED) || len == 0) return 0;
-    uint64_t granule = r->head.hd_granule, end = (off.at + len - 1) / granule + 1;
-    for (uint64_t g = off.at / granule; g < end;) {
-        if (committed(r, g)) {
-            g++;
-            continue;
-        }
-        uint64_t run = 1;
-        while (g + run < end && !committed(r, g + run)) run++;
-        uint64_t from = g * granule, to = sr_min((g + run) * granule, r->head.hd_mapped);
-        int fd = sr_region__data_fd(r);
-        if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
-        int got = r->backend->commit(fd, &r->data, from, to - from, e);
-        if (got == 0) got = sr_region__show(r, from, to - from, e);
-        if (got < 0) return got;
-        /* First the memory, then the mark: a mark without memory would be a SIGBUS for the next. */
-        for (uint64_t k = g; k < g + run; k++) mark_committed(r, k, true);
-        g += run;
-    }
-    return 0;
-}
-
-int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *freed, struct sr_error *e)
-{
-    *freed = 0;
-    /* All of it was promised at creation and the map is not kept: nothing is given back. */
-    if (r->head.hd_flags & SR_HEAD_COMMITTED) return 0;
-    uint64_t granule = r->head.hd_granule;
-    for (uint64_t g = off.at / granule; g < (off.at + len) / granule; g++) {
-        if (!committed(r, g) || sr_region__stays(r, g * granule)) continue;
-        /* First the mark, then the memory: the other way round, a commit that finds the mark would
-         * leave a hole, which is SIGBUS with an empty pool. */
-        mark_committed(r, g, false);
-        int fd = sr_region__data_fd(r);
-        if (fd < 0) return sr_fail(e, SR_E_LOST, fd, "the memory of region '%s' cannot be opened any more: its descriptor was closed", r->name);
-        int got = sr_region__hide(r, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
-        if (got < 0) return got;
-        got = r->backend->punch(fd, g * granule, sr_min(granule, r->head.hd_mapped - g * granule), e);
-        if (got < 0) return got;
-        *freed += granule;
-    }
-    return 0;
 }

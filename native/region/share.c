@@ -55,7 +55,7 @@ int sr_region__make_share(struct sr_region *r, const struct sr_region_spec *spec
     if (got < 0 || (uint64_t)st.st_size != r->head.hd_share_size) return sr_share_failed(e, SR_SHARE_SIZE, got < 0 ? got : -EINVAL, spec->msharefs);
     r->head.hd_share_dev = st.st_dev;
     r->head.hd_share_ino = st.st_ino;
-    uint64_t all = spec->commit_all ? sr_min(sr_align_up(spec->size, r->backend->granule), r->head.hd_mapped) : sr_min(r->head.hd_granule, r->head.hd_mapped);
+    uint64_t all = spec->commit_all ? sr_align_up(spec->size, r->head.hd_granule) : r->head.hd_granule;
     got = sr_share_show(r->share_fd, r->data_fd, 0, all, e);
     if (got == 0) got = sr_share_check(r->share_fd, r->head.hd_share_size, r->head.hd_share_unit, r->data.at, e);
     if (got < 0 && e) e->code = SR_E_UNAVAILABLE;
@@ -89,7 +89,7 @@ int sr_region__attach_share(struct sr_region *r, struct sr_map *map, struct sr_e
 void sr_region__touch_share(struct sr_region *r)
 {
     if (!r->backend->shared_tables || r->writable || r->data.at == NULL) return;
-    for (uint64_t at = 0; at < r->head.hd_size; at += r->head.hd_share_unit) {
+    for (uint64_t at = 0; at < r->head.hd_mapped; at += r->head.hd_share_unit) {
         if (atomic_load(&sr_members(r)->mh_keeper) & SR_DEATH_MARK) return;
         if (sr_region_uncommitted(r, (sr_off){at}, 1) == 0) (void)*(volatile unsigned char *)(r->data.at + at);
     }

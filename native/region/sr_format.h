@@ -119,7 +119,7 @@ struct sr_head {
     uint32_t hd_stamp;          /*   12 */
     uint8_t hd_id[16];          /*   16  random; the same in the members segment               */
     uint64_t hd_size;           /*   32  bytes that objects may occupy                         */
-    uint64_t hd_mapped;         /*   40  length of the data segment and its mappings           */
+    uint64_t hd_mapped;         /*   40  length of the data segment and its mappings: whole granules */
     uint32_t hd_kind;           /*   48  enum sr_kind                                          */
     uint32_t hd_generation;     /*   52  counts `replace`; in the names of the other segments  */
     uint32_t hd_flags;          /*   56  enum sr_head_flag                                     */
@@ -297,9 +297,14 @@ static inline uint32_t sr_state_of(const struct sr_entry *entry, uint32_t n)
     return sound && state <= SR_ENTRY_MORE ? state : SR_ENTRY_BAD;
 }
 
-enum sr_block_state { SR_BLOCK_NONE = 0, SR_BLOCK_FREE = 1, SR_BLOCK_USED = 2 };
+enum sr_block_state {
+    SR_BLOCK_NONE = 0,
+    SR_BLOCK_FREE = 1,
+    SR_BLOCK_USED = 2,
+    SR_BLOCK_WARM = 3,      /* free, and there may be memory behind whole granules of it */
+};
 
-/* 32 bytes. Blocks tile [0, hd_size) without gap or overlap, in the order of the physical links. */
+/* 32 bytes. Blocks tile [0, hd_mapped) without gap or overlap, in the order of the physical links. */
 struct sr_block {
     uint64_t blk_off;          /*  0  multiple of SR_BLOCK_UNIT                                  */
     uint64_t blk_len_state;    /*  8  length; the low 6 bits hold enum sr_block_state            */

@@ -167,13 +167,23 @@ static inline bool sr_rows_ok(struct sr_region *r, uint32_t rows)
 
 /* Memory behind [at, at + len) of the catalog segment; large pages once it is large. */
 int sr_region_commit_catalog(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
-/* Memory behind [off, off + len) of the data segment, by whole granules, recorded in the commit
- * map. Call without the lock: it may take long, and is safe beside others. */
+
+/* --- memory behind the data segment (commit.c) -------------------------------------------------- */
+
+/* Memory behind [off, off + len), by whole granules, recorded in the commit map. Call without the
+ * lock: it may take long, and is safe beside others, as long as a block lies there. */
 int sr_region_commit(struct sr_region *r, sr_off off, uint64_t len, struct sr_error *e);
-/* Give the committed granules of [off, off + len) back; under the lock, and no block lies there. */
-int sr_region_uncommit(struct sr_region *r, sr_off off, uint64_t len, uint64_t *freed, struct sr_error *e);
-/* Bytes of [off, off + len) that are not committed yet. */
+/* Bytes of the granules of [off, off + len) that are not committed yet. */
 uint64_t sr_region_uncommitted(const struct sr_region *r, sr_off off, uint64_t len);
+/* How many of the granules [from, to) are committed and could be given back. */
+uint64_t sr_region_marked(const struct sr_region *r, uint64_t from, uint64_t to);
+/* The last run of such granules in [from, to), of `most` at most; empty if there is none. */
+struct sr_granules { uint64_t from, to; };
+struct sr_granules sr_region_last_marked(const struct sr_region *r, uint64_t from, uint64_t to, uint64_t most);
+/* Give granules [from, to) back; under the lock, and no block touches them. */
+int sr_region_uncommit(struct sr_region *r, uint64_t from, uint64_t to, struct sr_error *e);
+/* The same, of memory that the map does not know of: left by who died or failed in the middle. */
+void sr_region_discard(struct sr_region *r, uint64_t from, uint64_t to);
 
 /* Map [off, off + len) of the data segment, by whole pages, so that this process can write to it and
  * nobody sees it; *skip is how far off lies in the mapping. The caller holds the block, and unmaps

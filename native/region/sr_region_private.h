@@ -46,6 +46,8 @@ int sr_region__show(struct sr_region *r, uint64_t at, uint64_t len, struct sr_er
 int sr_region__hide(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
 /* Whether the granule at `at` is never given back. */
 bool sr_region__stays(const struct sr_region *r, uint64_t at);
+/* commit.c: say that granules [from, to) have memory, or have not. */
+void sr_region__mark(const struct sr_region *r, uint64_t from, uint64_t to, bool yes);
 
 /* segment.c */
 int sr_region__open_dir(struct sr_error *e);

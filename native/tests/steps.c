@@ -72,7 +72,7 @@ static void recover_stepped(const struct history *h, const struct expected *x, c
 /* Step to the end of the operation; every state on the way is checked. */
 static void step_all(const struct history *h, struct expected *x, pid_t pid, struct segments *on, struct snapshot *shot, enum lives lives, uint64_t *random)
 {
-    uint64_t data_len = sr_align_up(h->size, SR_PAGE), steps = 0;
+    uint64_t data_len = data_length(h), steps = 0;
     bool twice = lives != EITHER;
     /* Others beside these would do what is to be stepped. */
     uint32_t serial = (uint32_t)t_random(random), pauses = h->pins_full || h->tombs ? PAUSES : 0;
@@ -143,7 +143,7 @@ static void run_history(const struct history *h)
     pid_t pid = start_child(h, false);
     expect(h, &x);
     struct segments real;
-    open_segments(&real, region_name, false, sr_align_up(h->size, SR_PAGE));
+    open_segments(&real, region_name, false, data_length(h));
     step_all(h, &x, pid, &real, &shots[0], EITHER, &random);
     snprintf(where, sizeof where, "history %llu (%s), end, result %d", (unsigned long long)h->seed, kind_names[h->stepped.kind], control->result);
     if (verbose) fprintf(stderr, "%s\n", where);
@@ -164,7 +164,7 @@ static void run_history(const struct history *h)
         sr_region_close(r);
         NEED(names_gone(region_name), "the last member has left and names are there");
     }
-    close_segments(&real, sr_align_up(h->size, SR_PAGE));
+    close_segments(&real, data_length(h));
     atomic_fetch_add(&figures->histories, 1);
     atomic_fetch_add(&figures->by_kind[h->stepped.kind], 1);
 }

@@ -86,6 +86,8 @@ void expect(const struct history *h, struct expected *x);
 struct object *find_object(struct expected *x, const char *name);
 void set_object(struct expected *x, const struct object *o);
 uint64_t block_of(uint64_t len);
+/* Of the data segment's file. */
+uint64_t data_length(const struct history *h);
 
 /* --- steps_code.c */
 #define FUNCTIONS_MAX 1024

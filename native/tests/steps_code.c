@@ -20,7 +20,7 @@ static int find_base(struct dl_phdr_info *info, size_t size, void *out)
 
 static bool our_file(const char *file)
 {
-    static const char *const files[] = {"alloc.c", "names.c", "segment.c", "create.c", "reclaim.c", "member.c", "lock.c", "state.c", "view.c", "files.c",
+    static const char *const files[] = {"alloc.c", "place.c", "names.c", "segment.c", "commit.c", "create.c", "reclaim.c", "member.c", "lock.c", "state.c", "view.c", "files.c",
                                         "entries.c", "index.c", "store.c", "recover.c"};
     for (size_t i = 0; i < SR_ARRAY_LEN(files); i++)
         if (strcmp(file, files[i]) == 0) return true;

@@ -25,6 +25,13 @@ void set_object(struct expected *x, const struct object *o)
     else *at = x->objects[--x->count];
 }
 
+uint64_t data_length(const struct history *h)
+{
+    struct sr_shape shape;
+    NEED(sr_backend_shape(&sr_backend_shm, h->size, &shape) && shape.mapped <= DATA_MAX, "the length of the data segment");
+    return shape.mapped;
+}
+
 uint64_t block_of(uint64_t len) { return sr_max(sr_align_up(len, SR_BLOCK_UNIT), SR_BLOCK_UNIT); }
 
 static void random_object(struct object *o, const char *name, uint64_t *random)

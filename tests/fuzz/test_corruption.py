@@ -116,7 +116,7 @@ def places(name: str) -> list[tuple[str, int]]:
         found += [
             ("catalog", 1024 + at) for at in (*range(8), *range(64, 168), *range(192, 232), *range(256, 264))
         ]
-        found += [("catalog", 4096 + at) for at in range(96 + 40 * 16 * 4)]
+        found += [("catalog", 4096 + at) for at in range(160 + 2 * 30 * 16 * 4)]
         found += [("catalog", 8192 + at) for at in range(8)]
         found += [("catalog", gen0 + at) for at in range(128, 128 * (entries + 1))]
         found += [("catalog", gen0 + (32 << 10) + at) for at in range(32, 32 * (blocks + 1))]
