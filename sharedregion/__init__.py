@@ -27,6 +27,7 @@ from sharedregion.errors import (
 )
 
 if TYPE_CHECKING:
+    from sharedregion import doctor, inventory
     from sharedregion._install import install
     from sharedregion.footprint import Footprint, footprint
     from sharedregion.opening import (
@@ -78,9 +79,11 @@ __all__ = [
     "attach",
     "backends",
     "create",
+    "doctor",
     "errors",
     "footprint",
     "install",
+    "inventory",
     "load_npz",
     "load_safetensors",
     "regions",
@@ -91,7 +94,7 @@ __all__ = [
 
 # What stands in each of these is loaded when it is first asked for: `sharedregion.shared_memory` in a
 # program that has no NumPy otherwise must not load it.
-_MODULES = ("arrays", "files", "managers", "opening", "records", "references", "region", "shared_memory")
+_MODULES = ("doctor", "inventory", "arrays", "files", "managers", "opening", "records", "references", "region", "shared_memory")
 _PLACES = {
     **dict.fromkeys(
         ("attach", "backends", "create", "load_npz", "load_safetensors", "regions", "share", "unlink"),

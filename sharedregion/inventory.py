@@ -508,18 +508,25 @@ _TYPES = {
     codecs.text.NUMBER: "str",
     codecs.buffer.NUMBER: "bytes",
     codecs.pickled.NUMBER: "pickle",
+    # Codecs of frameworks, which are not imported to look at what they placed.
+    5: "tensor",
+    6: "arrow",
 }
 
 
-def _shape(meta: bytes) -> tuple[str | None, tuple[int, ...] | None]:
-    """dtype and shape of an array, from the bytes that describe it. Nothing of them is evaluated."""
+def _shape(kind: str, meta: bytes) -> tuple[str | None, tuple[int, ...] | None]:
+    """dtype and shape of an array or tensor, from the bytes that describe it. Nothing of them is evaluated."""
+    if kind not in ("array", "tensor"):
+        return None, None
     try:
-        kind, _, ndim, _ = struct.unpack_from("<BBBB", meta)
+        # arrays: form, order, dimensions, length of the dtype; tensors: 1, dimensions, length, 0, and strides.
+        head = struct.unpack_from("<BBBB", meta)
+        ndim = head[2] if kind == "array" else head[1]
         shape = struct.unpack_from(f"<{ndim}Q", meta, 4)
     except struct.error:
         return None, None
-    text = meta[4 + 8 * ndim :].decode("utf-8", "backslashreplace")
-    return (text if kind == 1 else "structured"), shape
+    text = meta[4 + 8 * ndim * (1 if kind == "array" else 2) :].decode("utf-8", "backslashreplace")
+    return ("structured" if kind == "array" and head[0] != 1 else text), shape
 
 
 def objects(name: str) -> list[ObjectInfo]:
@@ -538,11 +545,12 @@ def objects(name: str) -> list[ObjectInfo]:
     for object_name, kind, flags, meta, nbytes, _, version, _, block in sorted(
         listed, key=lambda item: item[5]
     ):
-        dtype, shape = _shape(meta) if kind == codecs.ndarray.NUMBER else (None, None)
+        type_ = _TYPES.get(kind, f"kind {kind}")
+        dtype, shape = _shape(type_, meta)
         found.append(
             ObjectInfo(
                 object_name,
-                _TYPES.get(kind, f"kind {kind}"),
+                type_,
                 dtype,
                 shape,
                 nbytes,
