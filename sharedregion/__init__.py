@@ -94,7 +94,18 @@ __all__ = [
 
 # What stands in each of these is loaded when it is first asked for: `sharedregion.shared_memory` in a
 # program that has no NumPy otherwise must not load it.
-_MODULES = ("doctor", "inventory", "arrays", "files", "managers", "opening", "records", "references", "region", "shared_memory")
+_MODULES = (
+    "doctor",
+    "inventory",
+    "arrays",
+    "files",
+    "managers",
+    "opening",
+    "records",
+    "references",
+    "region",
+    "shared_memory",
+)
 _PLACES = {
     **dict.fromkeys(
         ("attach", "backends", "create", "load_npz", "load_safetensors", "regions", "share", "unlink"),
