@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv frameworks build demo test asan tsan kill fuzz msharefs-check lint types format docs dist clean
+.PHONY: help venv frameworks build demo benchmarks test asan tsan kill fuzz msharefs-check lint types format docs dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -42,7 +42,7 @@ $(VENV)/.requirements: pyproject.toml scripts/requirements.py scripts/preflight
 
 # The frameworks are large, and building needs none of them: a stamp of their own.
 $(VENV)/.frameworks: $(VENV)/.requirements
-	@$(BIN)/python scripts/requirements.py frameworks > $@.txt
+	@$(BIN)/python scripts/requirements.py frameworks peers > $@.txt
 	$(BIN)/python -m pip install --quiet -r $@.txt
 	@rm -f $@.txt
 	@touch $@
@@ -60,6 +60,12 @@ build: $(VENV)/.installed ## build the native core and install the package into 
 
 demo: build ## share arrays with workers and show what each one costs (ARGS="--workers 8")
 	$(BIN)/sharedregion demo $(ARGS)
+
+benchmarks: build $(VENV)/.frameworks ## measure against every peer, for about half an hour (ARGS="--quick", ARGS="sga --report DIR")
+	@$(BIN)/python scripts/requirements.py bench > $(VENV)/.bench.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/.bench.txt
+	@rm -f $(VENV)/.bench.txt
+	$(BIN)/sharedregion bench $(ARGS)
 
 test: build $(VENV)/.frameworks ## run all tests (ARGS="-k name")
 	$(BIN)/pytest $(ARGS)

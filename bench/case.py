@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["GIB", "KIB", "MIB", "OURS", "Bars", "Case", "Job", "Lines", "Metric", "Sample", "Setting"]
+__all__ = ["GIB", "KIB", "MIB", "MOST", "OURS", "Bars", "Case", "Job", "Lines", "Metric", "Sample", "Setting"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+#: In the `where` of a chart: the most that was measured, whatever it was.
+MOST = "most"
 
 #: One figure of one run: the metric's key, and the value in the metric's unit.
 Sample = tuple[str, float]
@@ -31,7 +34,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Bars:
-    """A chart: one bar a subject of one metric, for the runs whose params have these values."""
+    """A chart: one bar a subject of one metric, for the rows whose params have these values.
+
+    The title may name params of `where`: "over {size}".
+    """
 
     metric: str
     title: str

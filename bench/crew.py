@@ -70,8 +70,8 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew(subject: str, count: int) -> Iterator[Crew]:
-    """So many workers of one subject; they end with the context."""
+def crew(subject: str, count: int, modules: Sequence[str] = ()) -> Iterator[Crew]:
+    """So many workers of one subject, whose template has these modules too; they end with the context."""
     pairs = [socket.socketpair() for _ in range(count)]
     process = subprocess.Popen(
         [
@@ -80,6 +80,7 @@ def crew(subject: str, count: int) -> Iterator[Crew]:
             "-m",
             "sharedregion.bench.crew",
             subject,
+            ",".join(modules),
             *(str(theirs.fileno()) for _, theirs in pairs),
         ],
         pass_fds=[theirs.fileno() for _, theirs in pairs],
@@ -159,8 +160,10 @@ def _live(subject: str, line: socket.socket) -> None:
         worker.memory = np.zeros(0, np.uint8)
 
 
-def _template(subject: str, descriptors: Sequence[int]) -> int:
+def _template(subject: str, modules: Sequence[str], descriptors: Sequence[int]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in modules:
+        importlib.import_module(name)
     if subject in against.NAMES:
         module = against.load(subject).module
         if module:
@@ -197,4 +200,6 @@ def _child(subject: str, descriptor: int, others: Sequence[int]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(_template(sys.argv[1], [int(word) for word in sys.argv[2:]]))
+    sys.exit(
+        _template(sys.argv[1], sys.argv[2].split(",") if sys.argv[2] else [], [int(n) for n in sys.argv[3:]])
+    )

@@ -13,7 +13,7 @@ from sharedregion.bench.case import GIB, MIB, OURS, Job, Sample, Setting
 from sharedregion.bench.crew import Crew
 from sharedregion.bench.ours import pages, subject, unusable_reason
 
-__all__ = ["costs", "every_page", "held", "job", "subjects"]
+__all__ = ["costs", "every_page", "held", "job", "sparsely", "subjects"]
 
 
 def every_page(memory: Bytes) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sharedregion._guardian import Guardian, marked_processes, reserve
+from sharedregion._guardian import Guardian, end_marked, marked_processes, reserve
 from sharedregion._kernel.sysfs import hugepage_pools
 from sharedregion._signals import deferred
 from sharedregion._sizes import format_size
@@ -105,6 +105,8 @@ def run(jobs: Sequence[Job], say: Say, progress: Progress = lambda *_: None) -> 
         guardian.announce("folder", f"/tmp/{mark}")
         guardian.announce("processes", f"{_VARIABLE}={mark}")
         os.mkdir(folder, 0o700)
+        # What is temporary for a peer is here.
+        os.mkdir(f"/tmp/{mark}", 0o700)
         total = sum(job.seconds for job in jobs if not job.cannot)
         done = 0.0
         missing = missing_peers({job.subject for job in jobs} & set(against.NAMES))
@@ -132,6 +134,8 @@ def _words(job: Job) -> str:
 def _one(
     job: Job, say: Say, guardian: Guardian, missing: dict[str, str], beyond: set[tuple[str, str]], mark: str
 ) -> None:
+    started = time.monotonic()
+
     def status(word: str, reason: str | None = None) -> None:
         say(
             {
@@ -142,6 +146,7 @@ def _one(
                 "round": job.round,
                 "status": word,
                 "reason": reason,
+                "seconds": round(time.monotonic() - started, 3),
             }
         )
 
@@ -192,7 +197,7 @@ def _process(job: Job, say: Say, guardian: Guardian, mark: str) -> tuple[str, st
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, _VARIABLE: mark, "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, _VARIABLE: mark, "PYTHONWARNINGS": "ignore", "TMPDIR": f"/tmp/{mark}"},
         )
     if job.subject in against.NAMES:
         for pattern in against.load(job.subject).leaves:
@@ -271,12 +276,9 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
                 process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-        for _ in range(100):
-            left = list(marked_processes(f"{_VARIABLE}={mark}"))
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not left:
-                break
-            time.sleep(0.02)
+        # Its own processes go with it in a moment; those that do not are ended.
+        deadline = time.monotonic() + 1
+        while any(marked_processes(f"{_VARIABLE}={mark}")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        end_marked(f"{_VARIABLE}={mark}")
         process.wait()

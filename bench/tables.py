@@ -11,10 +11,10 @@ from sharedregion.bench.budgets import BUDGETS
 from sharedregion.bench.case import Case
 from sharedregion.bench.records import Figure, Results, Row
 
-__all__ = ["Table", "amount", "budgets", "machine_line", "notes", "of", "spread", "title"]
+__all__ = ["BYTES", "Table", "amount", "budgets", "machine_line", "notes", "of", "spread", "title"]
 
 #: Params that are bytes.
-_BYTES = frozenset({"size", "object", "limit"})
+BYTES = frozenset({"size", "object", "limit"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def title(subject: str) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    return format_size(value) if key in _BYTES and isinstance(value, int) else str(value)
+    return format_size(value) if key in BYTES and isinstance(value, int) else str(value)
 
 
 def of(case: Case, results: Results) -> Table:
@@ -80,7 +80,11 @@ def of(case: Case, results: Results) -> Table:
     ]
     metrics = [key for key in case.metrics if any(key in row.figures for row in rows)]
     words = any(row.status != "ok" for row in rows)
-    shown = [key for key in metrics if case.metrics[key].unit or _says_something(rows, key)]
+    shown = [
+        key
+        for key in metrics
+        if case.metrics[key].title and (case.metrics[key].unit or _says_something(rows, key))
+    ]
     columns = ["", *params, *(case.metrics[key].title for key in shown), *(["remark"] if words else [])]
     lines: list[list[str]] = []
     said: set[tuple[str, str | None]] = set()
@@ -136,6 +140,12 @@ def budgets(results: Results) -> list[list[str]]:
         verdict = budget.judge(results)
         if verdict is None:
             continue
-        value, met = verdict
-        lines.append([budget.what, budget.limit_text, amount(value, budget.unit), "met" if met else "MISSED"])
+        lines.append(
+            [
+                budget.what,
+                budget.limit_text,
+                amount(verdict.value, budget.unit),
+                "met" if verdict.met else "MISSED",
+            ]
+        )
     return lines

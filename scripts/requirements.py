@@ -2,8 +2,8 @@
 
     python scripts/requirements.py build run test lint
 
-`build` is what the build backend needs, `run` the package's own dependencies; any other word is a
-dependency group. Older pips know no groups, hence this script.
+`build` is what the build backend needs, `run` the package's own dependencies, `bench` the extra of that
+name; any other word is a dependency group. Older pips know no groups, hence this script.
 """
 
 import sys
@@ -17,6 +17,7 @@ def main(words: list[str]) -> None:
     known = {
         "build": project["build-system"]["requires"],
         "run": project["project"]["dependencies"],
+        "bench": project["project"]["optional-dependencies"]["bench"],
         **project["dependency-groups"],
     }
     for word in words:

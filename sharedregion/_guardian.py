@@ -22,7 +22,7 @@ from sharedregion._signals import deferred
 from sharedregion._sizes import format_size
 from sharedregion.errors import ToolError
 
-__all__ = ["Guardian", "marked_processes", "memory_group", "reserve", "write"]
+__all__ = ["Guardian", "end_marked", "marked_processes", "memory_group", "reserve", "write"]
 
 
 class Guardian:
@@ -107,15 +107,7 @@ def _undo(step: Sequence[Any], root: str) -> None:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     elif step[0] == "processes":
-        # Until none is left: one may be forking another just now.
-        for _ in range(200):
-            found = list(marked_processes(step[1]))
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not found:
-                return
-            time.sleep(0.02)
+        end_marked(step[1])
 
 
 def _undo_group(path: str) -> None:
@@ -144,6 +136,24 @@ def marked_processes(text: str) -> Iterator[int]:
         with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
             if wanted in file.read():
                 yield int(entry)
+
+
+def end_marked(text: str, patience: float = 3) -> None:
+    """End those processes: first as they would end themselves, so that they clean up, then for good."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5)):
+        deadline = time.monotonic() + seconds
+        told: set[int] = set()
+        # Until none is left: one may be forking another just now.
+        while found := set(marked_processes(text)):
+            for pid in found - told:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told |= found
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        else:
+            return
 
 
 def write(path: str, value: object) -> None:

@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,7 +27,18 @@ from sharedregion._signals import become_child, deferred
 from sharedregion._sizes import format_size
 from sharedregion.errors import ToolError
 
-__all__ = ["Outcome", "Plan", "Refused", "SmallSide", "plan", "run", "sentences"]
+__all__ = [
+    "Grown",
+    "Outcome",
+    "Plan",
+    "Refused",
+    "SmallSide",
+    "linked_side",
+    "plan",
+    "run",
+    "sentences",
+    "small_side",
+]
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -38,6 +49,9 @@ ENTRY = 8
 
 # An idle forked client: its own tables, and the pages that it soon copies.
 _IDLE_CLIENT = MIB
+
+#: What is asked about processes while they live, by pid.
+Look = Callable[[Sequence[int]], Any]
 
 # What a client keeps mapped: a mapping ends with its object.
 _mapped: list[Mapping] = []
@@ -131,6 +145,7 @@ class SmallSide:
     killed: bool
     tables: int | None
     reason: str | None = None
+    seen: Any = None
 
 
 @dataclass(frozen=True)
@@ -289,8 +304,16 @@ def _clients(guardian: Guardian) -> Iterator[_Clients]:
         crew.end()
 
 
-def _fork_all(guardian: Guardian, count: int, work: Callable[[], None]) -> tuple[int, float]:
-    """(growth of PageTables, seconds) for `count` clients that have done their work."""
+@dataclass(frozen=True)
+class Grown:
+    """What so many clients added to PageTables, how long it took, and what `look` said about them."""
+
+    page_tables: int
+    seconds: float
+    seen: Any = None
+
+
+def _fork_all(guardian: Guardian, count: int, work: Callable[[], None], look: Look | None = None) -> Grown:
     before = procfs.page_tables() or 0
     start = time.perf_counter()
     with _clients(guardian) as crew:
@@ -300,23 +323,47 @@ def _fork_all(guardian: Guardian, count: int, work: Callable[[], None]) -> tuple
         if status is not None:
             raise ToolError(f"a client of the story ended before its work was done (wait status {status})")
         seconds = time.perf_counter() - start
-        return (procfs.page_tables() or 0) - before, seconds
+        grown = (procfs.page_tables() or 0) - before
+        return Grown(grown, seconds, look(crew.pids) if look else None)
 
 
 # ---- Both sides -----------------------------------------------------------------------------------
 
 
-def _linked_side(guardian: Guardian, made: Plan) -> tuple[int, int, float]:
-    reserve(guardian, made.huge_pages)
-    size = made.huge_pages * GIB
-    segment = Segment.create("hugetlb-2m", size, "memfd")
-    for offset in range(0, size, GIB):
-        segment.commit(offset, HUGE)
+def linked_side(
+    guardian: Guardian,
+    made: Plan,
+    kind: str = "hugetlb-2m",
+    *,
+    step: int = GIB,
+    group: str | None = None,
+    look: Look | None = None,
+) -> tuple[Grown, Grown]:
+    """(idle, linked): clients that map nothing, and clients that reach all of a segment of that kind.
+
+    There is a page in each `step` bytes; 2 MiB makes it dense, or, of 4 KiB pages, builds all their
+    tables. Clients go into the control group, if one is given; the data was made outside of it. What
+    `look` says about their pids comes along.
+    """
+    size = -(-made.size // step) * step
+    if kind == "hugetlb-2m":
+        reserve(guardian, size // step)
+    segment = Segment.create(kind, size, "memfd")
+    for offset in range(0, size, step):
+        segment.commit(offset, PAGE if kind == "shm" else HUGE)
     # A client's mapping is its own; nothing of this one is to be counted.
     segment.unmap()
-    idle, _ = _fork_all(guardian, made.clients, lambda: None)
-    linked, seconds = _fork_all(guardian, made.clients, lambda: _read(segment, size, GIB))
-    return idle, linked, seconds
+
+    def idle() -> None:
+        if group is not None:
+            write(f"{group}/cgroup.procs", os.getpid())
+
+    def reach() -> None:
+        idle()
+        _read(segment, size, step)
+
+    without = _fork_all(guardian, made.clients, idle, look)
+    return without, _fork_all(guardian, made.clients, reach, look)
 
 
 def _read(segment: Segment, size: int, step: int) -> None:
@@ -326,12 +373,21 @@ def _read(segment: Segment, size: int, step: int) -> None:
     _mapped.append(mapping)
 
 
-def _small_side(guardian: Guardian, made: Plan, limit: int) -> SmallSide:
+def small_side(
+    guardian: Guardian, made: Plan, limit: int, *, dense: bool = False, look: Look | None = None
+) -> SmallSide:
+    """Clients with 4 KiB pages under that limit, one after the other until the kernel kills one.
+
+    With `dense` every page is there, made outside of the limit, and all clients are started.
+    """
     try:
         group = memory_group(guardian, limit, f"sharedregion-story-{os.getpid()}")
     except (OSError, ToolError) as error:
         return SmallSide(limit, 0, killed=False, tables=None, reason=str(error))
     segment = Segment.create("shm", made.size, "memfd")
+    if dense:
+        for offset in range(0, made.size, GIB):
+            segment.commit(offset, min(GIB, made.size - offset))
     segment.unmap()
 
     def touch_all() -> None:
@@ -344,7 +400,7 @@ def _small_side(guardian: Guardian, made: Plan, limit: int) -> SmallSide:
     killed = False
     with _clients(guardian) as crew:
         tables = None
-        for _ in range((made.lets_live or 0) + 4):
+        for _ in range(made.clients if dense else min(made.clients, (made.lets_live or 0) + 4)):
             pid = crew.start(touch_all)
             status = crew.wait(1)
             if status is not None:
@@ -353,7 +409,8 @@ def _small_side(guardian: Guardian, made: Plan, limit: int) -> SmallSide:
                     raise ToolError(f"a client of the story failed (wait status {status})")
                 break
             tables = procfs.process_status(pid).get("VmPTE")
-        return SmallSide(limit, len(crew.pids), killed, tables)
+        seen = look(crew.pids[:1]) if look and crew.pids else None
+        return SmallSide(limit, len(crew.pids), killed, tables, seen=seen)
 
 
 def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -361,11 +418,11 @@ def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome
     guardian = Guardian()
     try:
         progress(f"{made.clients} clients, {format_size(made.size)}, linked tables")
-        idle, linked, seconds = _linked_side(guardian, made)
+        idle, linked = linked_side(guardian, made)
         small = None
         if made.limit is not None:
             progress(f"4 KiB pages, under a memory limit of {format_size(made.limit)}")
-            small = _small_side(guardian, made, made.limit)
-        return Outcome(made, idle, linked, seconds, small)
+            small = small_side(guardian, made, made.limit)
+        return Outcome(made, idle.page_tables, linked.page_tables, linked.seconds, small)
     finally:
         guardian.undo()

@@ -50,7 +50,10 @@ NAMES = (
     "sharedarray",
     "joblib",
     "arrow",
+    "ray",
+    "torch",
     "lmdb",
+    "iceoryx2",
     "queue",
 )
 

@@ -9,12 +9,16 @@ from sharedregion.bench.case import Case
 __all__ = ["NAMES", "load"]
 
 NAMES = (
+    "sga",
     "footprint",
     "attach",
     "objects",
+    "latency",
     "writers",
     "large",
     "million",
+    "gather",
+    "serve",
     "imports",
     "helper",
     "postgresql",

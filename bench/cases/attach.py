@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from sharedregion.bench import placed
-from sharedregion.bench.case import GIB, MIB, Bars, Case, Job, Lines, Metric, Sample, Setting
+from sharedregion.bench.case import GIB, MIB, MOST, Bars, Case, Job, Lines, Metric, Sample, Setting
 from sharedregion.bench.crew import crew
 
 WORKERS = 5
@@ -36,7 +36,8 @@ def measure(job: Job) -> Iterator[Sample]:
     yield "first", statistics.median(one["first"] for one in times)
     # The lesser of two passes without faults is nearer to what the memory takes.
     yield "again", statistics.median(one["again"] for one in times)
-    yield "beyond", statistics.median(one["attach"] + one["first"] - one["again"] for one in times)
+    # A first pass cannot take less than a later one; where it seems to, the faults are below the noise.
+    yield "beyond", statistics.median(one["attach"] + max(0.0, one["first"] - one["again"]) for one in times)
 
 
 CASE = Case(
@@ -53,8 +54,8 @@ CASE = Case(
     charts=(
         Bars(
             "beyond",
-            "Attach and first pass over 2 GiB, beyond a pass with no faults",
-            {"size": 2 * GIB},
+            "Attach and first pass over {size}, beyond a pass with no faults",
+            {"size": MOST},
             log=True,
         ),
         Lines("beyond", "size", "The same, over the size"),

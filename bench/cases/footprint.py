@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import median
 
+from sharedregion import _story
+from sharedregion._guardian import Guardian
+from sharedregion._sizes import format_size
 from sharedregion.bench import placed
-from sharedregion.bench.case import GIB, MIB, Case, Job, Lines, Metric, Sample, Setting
+from sharedregion.bench.case import GIB, MIB, OURS, Case, Job, Lines, Metric, Sample, Setting
 from sharedregion.bench.crew import crew
+from sharedregion.bench.ours import subject
 
 
 def plan(setting: Setting) -> list[Job]:
@@ -27,11 +33,70 @@ def plan(setting: Setting) -> list[Job]:
             placed.job(CASE.name, name, setting, size, count, over="workers")
             for name in placed.subjects(setting)
         ]
+    for each in () if setting.quick or setting.small else (64 * GIB, 512 * GIB):
+        jobs += [_sparse(name, setting, each, few) for name in placed.subjects(setting)]
     return jobs
+
+
+def _sparse(name: str, setting: Setting, size: int, workers: int) -> Job:
+    """A page here and there: what reaches beyond the machine's memory."""
+    made = placed.job(CASE.name, name, setting, size, workers, over="size", data="sparse")
+    linked = name in ("msharefs", "hugetlb-2m", "thp")
+    cannot = made.cannot
+    if name == "hugetlb-1g":
+        cannot = cannot or "a page of 1 GiB cannot be sparse"
+    elif name not in OURS and not subject(name).sparse:
+        cannot = f"it writes all of the data; {format_size(size)} are more than this machine has"
+    data = size // GIB * 2 * MIB if linked else size // 512
+    return replace(
+        made,
+        memory=data + (0 if linked else size // 512 * workers) + 256 * MIB,
+        pool=None,
+        seconds=1 + size / GIB * (0.005 if linked else 0.02 * workers),
+        cannot=cannot,
+    )
+
+
+def _story_like(job: Job) -> Iterator[Sample]:
+    """Ours, sparse: a segment by itself, as in the story. Workers are forked by its maker."""
+
+    def look(pids: Sequence[int]) -> dict[str, float]:
+        import sharedregion as sr
+
+        found = sr.footprint(*pids)
+        return {
+            "private": median(one.private_bytes for one in found.processes),
+            "proportional": median(one.proportional_bytes for one in found.processes),
+            "linked": median(one.linked_bytes for one in found.processes),
+            "estimated": float(found.estimate),
+        }
+
+    workers = int(job.params["workers"])
+    made = _story.Plan(int(job.params["size"]), workers, None)
+    guardian = Guardian()
+    try:
+        step = 2 * MIB if job.subject == "shm" else GIB
+        idle, full = _story.linked_side(guardian, made, job.subject, step=step, look=look)
+    finally:
+        guardian.undo()
+    for metric in ("private", "proportional", "linked"):
+        yield metric, full.seen[metric] - idle.seen[metric]
+    yield "growth", (full.page_tables - idle.page_tables) / workers
+    yield "estimated", full.seen["estimated"]
 
 
 def measure(job: Job) -> Iterator[Sample]:
     """One size, one number of workers."""
+    if job.params.get("data") == "sparse":
+        if job.subject in OURS:
+            yield from _story_like(job)
+            return
+        with (
+            placed.held(job, placed.sparsely(2 * MIB)) as ticket,
+            crew(job.subject, int(job.params["workers"]) + 1) as team,
+        ):
+            yield from placed.costs(job, ticket, team, step=2 * MIB)
+        return
     with placed.held(job) as ticket, crew(job.subject, int(job.params["workers"]) + 1) as team:
         yield from placed.costs(job, ticket, team)
 

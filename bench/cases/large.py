@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sharedregion.bench.case import GIB, MIB, Bars, Case, Job, Metric, Sample, Setting
+from sharedregion.bench.case import GIB, MIB, MOST, Bars, Case, Job, Metric, Sample, Setting
 
 
 def plan(setting: Setting) -> list[Job]:
@@ -89,8 +89,8 @@ CASE = Case(
         "warm": Metric("B/s", "memory that was there", more=True),
     },
     charts=(
-        Bars("fresh", "Placing 1 GiB in fresh memory"),
-        Bars("warm", "Placing 1 GiB in memory that was there"),
+        Bars("fresh", "Placing {size} in fresh memory", {"size": MOST}),
+        Bars("warm", "Placing {size} in memory that was there", {"size": MOST}),
     ),
     notes=(
         "Fresh: making the memory counts. As much memory was touched and freed just before, and the subjects take turns.",

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ _VARIABLE = "SHAREDREGION_BENCH_BODY"
 
 def plan(setting: Setting) -> list[Job]:
     """Each operation, of our memory and of every peer that keeps objects."""
+    lacking = (
+        None if find_spec("pyperf") else "it is timed by pyperf, which is not installed: pip install pyperf"
+    )
     return [
         Job(
             CASE.name,
@@ -39,7 +43,7 @@ def plan(setting: Setting) -> list[Job]:
             {"operation": operation},
             rounds=1,
             seconds=1.2 if setting.quick else 4.5,
-            cannot=unusable_reason(name, setting) if name in OURS else None,
+            cannot=lacking or (unusable_reason(name, setting) if name in OURS else None),
         )
         for operation in OPERATIONS
         for name in [*OURS, *setting.peers]
