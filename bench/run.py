@@ -32,7 +32,7 @@ from sharedregion.errors import SharedRegionError
 __all__ = ["LIGHT", "Progress", "missing_peers", "plan", "run", "setting"]
 
 #: Peers of a quick run: those that start at once.
-LIGHT = ("shared_memory", "mmap", "lmdb", "arrow")
+LIGHT = ("shared_memory", "mmap", "lmdb")
 
 #: progress(what is measured now, seconds of estimate done, seconds in all)
 Progress = Callable[[str, float, float], None]

@@ -51,7 +51,8 @@ def plan(setting: Setting) -> list[Job]:
     missing, folder = _missing(), _folder()
     size = os.path.getsize(f"{folder}/model.safetensors") if folder else 91 * MIB
     workers = 2 if setting.quick else 4
-    names = [OWN_COPY, OWN_MMAP, *(("thp",) if setting.quick else placed.subjects(setting))]
+    # Each takes seconds to import its frameworks.
+    names = [OWN_COPY, "thp"] if setting.quick else [OWN_COPY, OWN_MMAP, *placed.subjects(setting)]
     seconds = 5 if setting.quick else 10
     jobs = []
     for name in names:
