@@ -13,6 +13,8 @@ def plan(setting: Setting) -> list[Job]:
     """One server, first with small pages, then with large ones."""
     subject = f"shared_buffers={BUFFERS}, {CONNECTIONS} connections"
     job = Job(CASE.name, subject, pool=(2 * MIB, 560), memory=3500 * MIB, seconds=25)
+    if setting.quick:
+        return [dataclasses.replace(job, cannot="it takes half a minute: a quick run leaves it out")]
     if programs() is None:
         return [dataclasses.replace(job, cannot="PostgreSQL is not installed (Debian: postgresql)")]
     if not setting.root:
