@@ -21,6 +21,11 @@ NAMES = (
     "serve",
     "imports",
     "helper",
+    "processes",
+    "loader",
+    "prefork",
+    "parallel",
+    "columns",
     "postgresql",
 )
 
