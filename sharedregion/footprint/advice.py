@@ -309,11 +309,11 @@ def _linked(facts: Facts, mapping: MappingFootprint, program: Program | None) ->
 def _collapsed(facts: Facts, mapping: MappingFootprint) -> Alternative:
     share = congruent_share(mapping)
     saved = int(mapping.distinct_pte_bytes * share)
-    possible, why, steps = (
-        True,
-        None,
-        (Step("collapse it while it is in use", f"sharedregion collapse {_target(mapping)}"),),
-    )
+    possible, why = True, None
+    # The name is another process's choice: nothing goes into a command that a shell could take for more.
+    named = re.fullmatch(r"/dev/shm/[A-Za-z0-9._/-]+", mapping.name)
+    target, which = (mapping.name, "") if named else ("PID", "; PID is any of these processes")
+    steps = (Step(f"collapse it while it is in use{which}", f"sharedregion collapse {target}"),)
     # A file on a disk can be collapsed only if it is a program's text.
     if mapping.memory not in ("shared anonymous", "System V", "memfd", "POSIX shared memory"):
         possible, why = False, "only shared memory can be collapsed, not a file of a disk's file system"
@@ -337,8 +337,3 @@ def _collapsed(facts: Facts, mapping: MappingFootprint) -> Alternative:
         why=why,
         steps=steps if possible else (),
     )
-
-
-def _target(mapping: MappingFootprint) -> str:
-    # The name is another process's choice: nothing goes into a command that a shell could take for more.
-    return mapping.name if re.fullmatch(r"/dev/shm/[A-Za-z0-9._/-]+", mapping.name) else "PID"

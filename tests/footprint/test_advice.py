@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +23,7 @@ from sharedregion.footprint import (
     MappingExtent,
     MappingFootprint,
     advise,
+    footprint,
 )
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -278,3 +283,47 @@ def test_advice_is_data() -> None:
     assert text[0]["alternatives"][0]["estimate"] is True
     with pytest.raises(ValueError, match="mappings=True"):
         advise(dataclasses.replace(found(), machine=None), facts())
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_advice_to_collapse_comes_true(worker: Callable[..., Any], unique: str) -> None:
+    """Four processes that map a file congruently, one that does not: the command that is advised saves what was foretold."""
+    code = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n"
+        "libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]\n"
+        "fd, shift = os.open(sys.argv[1], os.O_RDWR), int(sys.argv[2])\nsize = os.fstat(fd).st_size\nG = 1 << 30\n"
+        "space = libc.mmap(None, 4 * G, 0, 0x4022, -1, 0)\nat = (space + G - 1) // G * G + shift\n"
+        "assert libc.mmap(at, size, 3, 0x11, fd, 0) == at\n"
+        "while True:\n"
+        "    for i in range(0, size, 4096): ctypes.string_at(at + i, 1)\n"
+        "    print('ready', flush=True)\n    if not sys.stdin.readline(): break\n"
+    )
+    path = f"/dev/shm/{unique}"
+    size = 128 * MIB
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    try:
+        workers = [worker(code, path, shift) for shift in (0, 0, 2 * MIB, 0, 4096)]
+        pids = [one.pid for one in workers]
+        before = footprint(*pids, mappings=True)
+        advice = next(one for one in advise(before, facts(), least_bytes=0) if one.mapping.name == path)
+        expected = named(advice, "collapsed")
+        assert expected.possible
+        assert "80%" in (expected.why or "")
+        (step,) = expected.steps
+        assert step.command == f"sharedregion collapse {path}"
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", *step.command.split()], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for one in workers:
+            one.stdin.write(b"\n")
+            one.stdin.flush()
+            assert one.stdout.readline() == b"ready\n"
+        after = footprint(*pids, mappings=True)
+        (cost,) = [one.distinct_bytes for one in after.mappings if one.name == path]
+    finally:
+        os.unlink(path)
+    assert abs(cost - expected.table_bytes) <= expected.table_bytes // 10
+    saved = advice.cost_bytes - cost
+    assert abs(saved - expected.saved_bytes) <= expected.saved_bytes // 10
