@@ -43,6 +43,7 @@ def gc(dry_run: bool, as_json: bool) -> int:
             for one in found
         ],
         right=["memory", "files"],
+        cut=["name"],
         optional=["owner", "files"],
     )
     total = sum(one.bytes for one in found if dry_run or one.reclaimed)

@@ -57,6 +57,7 @@ def _regions(as_json: bool) -> int:
             for one in found
         ],
         right=["size", "used", "free", "largest", "objects", "members", "huge", "backed", "age"],
+        cut=["name"],
         optional=["backed", "largest", "free", "owner", "age", "members"],
         styles=STYLES,
     )
@@ -87,7 +88,7 @@ def remarks(one: inventory.RegionInfo) -> None:
             continue
         render.line(f"{one.name}: process {alone.pid} has tables of {alone.gib} GiB for itself: {alone.why}")
     if one.error:
-        render.line(f"{one.name}: {one.error}")
+        render.line(one.error if one.name in one.error else f"{one.name}: {one.error}")
 
 
 def _objects(name: str, as_json: bool) -> int:

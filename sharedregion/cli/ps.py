@@ -52,6 +52,7 @@ def ps(region: str | None, as_json: bool) -> int:
         columns,
         rows,
         right=["pid", "pins", "tables", "private", "alone", "huge", "since"],
+        cut=["region"] if region is None else [],
         optional=["owner", "since", "huge", "alone"],
     )
     if any(one.estimate for _, found in groups for one in found):

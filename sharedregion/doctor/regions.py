@@ -74,9 +74,8 @@ class SplitPages(Check):
                 code = f"import sharedregion as sr; r = sr.attach({one.name!r}, writable=True); r.repair(); r.close()"
                 commands.append(f"python3 -c {shlex.quote(code)}")
         if not evidence:
-            return self.found(
-                OK, "yes" if any(one.kind == "thp" for one in scene.regions) else "there is none"
-            )
+            some = any(one.kind == "thp" for one in scene.regions)
+            return self.found(OK, "the pages of thp regions are whole" if some else "there is no thp region")
         return self.found(
             LESS, "large pages were split: page tables are larger than they need be", evidence, commands
         )
