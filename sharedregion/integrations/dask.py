@@ -53,12 +53,13 @@ from distributed.sizeof import safe_sizeof as sizeof
 from distributed.utils import offload
 from distributed.utils_comm import retry_operation
 
+from sharedregion._kernel.node import node_identity
 from sharedregion._sizes import parse_size
 from sharedregion.errors import SharedRegionError
 from sharedregion.opening import share_with_reference
 from sharedregion.references import Reference, claim, open_reference, place_of
 
-__all__ = ["NodePlugin", "node_identity", "register"]
+__all__ = ["NodePlugin", "register"]
 
 log = logging.getLogger("sharedregion.dask")
 
@@ -68,14 +69,6 @@ LINGER = 5.0
 _WORTHWHILE = 64 << 10
 #: Those that speak of the same things by the same words. Raised with every change of what is sent.
 PROTOCOL = (1, _native.FORMAT_VERSION)
-
-
-def node_identity() -> str:
-    """Equal in two processes if they can map each other's regions: same running kernel, same /dev/shm."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
-    where = os.stat(_native.SHM_DIR)
-    return f"{boot}:{where.st_dev}:{where.st_ino}"
 
 
 class Placed(NamedTuple):

@@ -1,7 +1,7 @@
-"""Hosts made of namespaces: each has a network of its own and a /dev/shm of its own, and they share a wire.
+"""Hosts made of namespaces: each has a network, a /dev/shm and processes of its own, and they share a wire.
 
-Needs root. All is gone when the last process of it is: the namespaces have no names but those of their
-holders' pids, and the mounts lie inside them.
+Needs root. The first process of a host holds its namespaces, which have no other name: with it everything
+that was started there ends, and the mounts go.
 """
 
 import contextlib
@@ -24,24 +24,27 @@ class Host:
         self.processes: list[subprocess.Popen[str]] = []
         script = f"mount -t tmpfs -o size={shm} none /dev/shm && ip link set lo up && echo ready && exec sleep 100000"
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
+            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
             stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent,  # noqa: PLW1509
         )  # fmt: skip
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
-
-    @property
-    def pid(self) -> int:
-        """The process that holds the namespaces."""
-        return self._holder.pid
+        #: The process that holds the namespaces.
+        self.pid = inner(self._holder)
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """What runs `arguments` on this host."""
-        return ["nsenter", "-t", str(self.pid), "--net", "--mount", *arguments]
+        return ["nsenter", "-t", str(self.pid), "--net", "--mount", "--pid", *arguments]
 
     def run(self, *arguments: str) -> str:
         """Run to the end; what it printed."""
         return subprocess.run(self.command(arguments), check=True, capture_output=True, text=True).stdout
+
+    def network(self, *arguments: str) -> None:
+        """Run `ip` in this host's network; pids in its arguments are those of the caller."""
+        subprocess.run(
+            ["nsenter", "-t", str(self.pid), "--net", "ip", *arguments], check=True, capture_output=True
+        )
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
         """A process that ends with the host."""
@@ -74,26 +77,26 @@ class Wire:
         self.hub = Host("10.77.0.254", shm)
         self.hosts = []
         try:
-            self.hub.run("ip", "link", "add", "wire", "type", "bridge")
-            self.hub.run("ip", "addr", "add", f"{self.hub.address}/24", "dev", "wire")
-            self.hub.run("ip", "link", "set", "wire", "up")
+            self.hub.network("link", "add", "wire", "type", "bridge")
+            self.hub.network("addr", "add", f"{self.hub.address}/24", "dev", "wire")
+            self.hub.network("link", "set", "wire", "up")
             for number in range(1, hosts + 1):
                 host = Host(f"10.77.0.{number}", shm)
                 self.hosts.append(host)
-                self.hub.run(
-                    "ip", "link", "add", f"h{number}", "type", "veth",
+                self.hub.network(
+                    "link", "add", f"h{number}", "type", "veth",
                     "peer", "name", "eth0", "netns", str(host.pid),
                 )  # fmt: skip
-                self.hub.run("ip", "link", "set", f"h{number}", "master", "wire", "up")
-                host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
-                host.run("ip", "link", "set", "eth0", "up")
+                self.hub.network("link", "set", f"h{number}", "master", "wire", "up")
+                host.network("addr", "add", f"{host.address}/24", "dev", "eth0")
+                host.network("link", "set", "eth0", "up")
         except BaseException:
             self.close()
             raise
 
     def cut(self, number: int) -> None:
         """Pull the plug of host `number`, counted from 0."""
-        self.hub.run("ip", "link", "set", f"h{number + 1}", "down")
+        self.hub.network("link", "set", f"h{number + 1}", "down")
 
     def close(self) -> None:
         """End everything."""
@@ -107,6 +110,12 @@ class Wire:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def inner(process: "subprocess.Popen[str]") -> int:
+    """What runs in the host: a process enters a pid namespace by a child."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        return int(children.read().split()[0])
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -1,6 +1,8 @@
 """Dask distributed on hosts made of namespaces: each node holds one copy, whatever dies."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_hosts import Host, Wire, environment, python, wait_for
+from cluster_hosts import Host, Wire, environment, inner, python, wait_for
 
 SIZE = 32 << 20
 #: After so many seconds a scenario hangs, and fails with what all processes said.
@@ -99,7 +101,7 @@ class Cluster:
         """As an operator would; those that hang are killed when the host ends."""
         for worker in self.workers[0] + self.workers[1]:
             if worker.poll() is None:
-                worker.terminate()
+                os.kill(inner(worker), signal.SIGTERM)
         for worker in self.workers[0] + self.workers[1]:
             worker.wait(60)
 
@@ -173,7 +175,7 @@ def test_a_key_used_again_is_another_value(cluster: Callable[..., Cluster]) -> N
 def test_a_worker_killed_in_the_middle(cluster: Callable[..., Cluster]) -> None:
     """The computation ends right, and nothing is left of the dead worker's regions."""
     c = cluster()
-    answer = c.drive("lose", meanwhile=c.workers[1][0].kill)
+    answer = c.drive("lose", meanwhile=lambda: os.kill(inner(c.workers[1][0]), signal.SIGKILL))
     assert answer["right"]
     c.stop_workers()
     _swept(c)

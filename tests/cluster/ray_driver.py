@@ -1,0 +1,165 @@
+"""Runs on the first host: `python ray_driver.py SCENARIO ADDRESS`; one line of JSON as answer."""
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import sharedregion as sr
+from sharedregion.integrations import ray as in_regions
+
+SIZE = 16 << 20
+
+
+def home(array: Any) -> str:
+    """The file that an array lies in."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, rights, _, device, inode, *_ = line.split()
+            low, high = (int(end, 16) for end in span.split("-"))
+            if low <= address < high:
+                return f"{device}:{inode}" if rights.endswith("s") else "private"
+    return "nowhere"
+
+
+@ray.remote
+def look(array: Any, seconds: float = 0.0) -> tuple[float, str, str]:
+    """Its sum, what holds its memory, and where it lies."""
+    time.sleep(seconds)
+    return float(array.sum()), type(array.base).__name__, home(array)
+
+
+@ray.remote
+def make() -> Any:
+    """A result that lies in a region."""
+    return sr.share(np.ones(SIZE // 8))
+
+
+@ray.remote
+class Owner:
+    """Puts an array and can be killed."""
+
+    def put(self) -> Any:
+        """A reference to it."""
+        return [ray.put(sr.share(np.ones(SIZE // 8)))]
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+
+def on(node: str) -> Any:
+    """A task of that node."""
+    return look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
+def names() -> list[str]:
+    """Of regions in this host's /dev/shm."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith("sharedregion.")]
+
+
+def gone() -> bool:
+    """Whether all names go within a while."""
+    gc.collect()
+    end = time.monotonic() + 60
+    while names() and time.monotonic() < end:
+        time.sleep(0.1)
+    return not names()
+
+
+def near() -> dict[str, Any]:
+    """Tasks of this node map the array; what was put is held until the last reference is gone."""
+    here = ray.get_runtime_context().get_node_id()
+    array = sr.share(np.arange(SIZE // 8, dtype="f8"))
+    seen = ray.get([on(here).remote(array, 0.5) for _ in range(2)])
+    plain = ray.get(on(here).remote(np.arange(SIZE // 8, dtype="f8")))
+    put = ray.put(array)
+    own, total = home(array), float(array.sum())
+    del array
+    gc.collect()
+    time.sleep(2)
+    later = ray.get(on(here).remote(put))
+    del put
+    return {"seen": seen, "plain": plain, "later": later, "home": own, "total": total, "gone": gone()}
+
+
+def result() -> dict[str, Any]:
+    """What a task returns lies in a region that lives as long as its reference."""
+    made = make.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+    ).remote()
+    ray.wait([made])
+    time.sleep(2)
+    seen = ray.get(on(ray.get_runtime_context().get_node_id()).remote(made))
+    del made
+    return {"seen": seen, "gone": gone()}
+
+
+def far() -> dict[str, Any]:
+    """Tasks of another node get the bytes, by Ray's store."""
+    here = ray.get_runtime_context().get_node_id()
+    other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+    array = sr.share(np.arange(SIZE // 8, dtype="f8"))
+    seen = ray.get([on(other).remote(array, 0.5) for _ in range(2)])
+    answer = {"seen": seen, "home": home(array), "total": float(array.sum())}
+    del array
+    return answer
+
+
+def owner_killed() -> dict[str, Any]:
+    """What it put is lost, as Ray says of all that a process owned; nothing is left of it."""
+    here = ray.get_runtime_context().get_node_id()
+    owner = Owner.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    [put] = ray.get(owner.put.remote())
+    mapped = ray.get(put)
+    os.kill(ray.get(owner.pid.remote()), signal.SIGKILL)
+    time.sleep(2)
+    try:
+        ray.get(on(here).remote(put), timeout=60)
+        error = "none"
+    except ray.exceptions.RayError as raised:
+        error = type(raised).__name__
+    still = float(mapped.sum())
+    del mapped, put
+    gc.collect()
+    sr.create(size=1).close()  # Sweeps what the killed left.
+    return {"error": error, "still": still, "gone": gone()}
+
+
+def other_version() -> dict[str, Any]:
+    """A clear error, and never wrong bytes."""
+    in_regions.PROTOCOL = (1, 999)
+    array = sr.share(np.ones(SIZE // 8))
+    try:
+        ray.get(look.remote(array))
+        error = "none"
+    except Exception as raised:  # noqa: BLE001  Whatever it is, it is the answer.
+        error = f"{type(raised).__name__}: {raised}"
+    return {"error": error}
+
+
+def main() -> None:
+    """One scenario."""
+    _, scenario, address = sys.argv
+    ray.init(
+        address=address, log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": "sharedregion.integrations.ray.register"},
+    )  # fmt: skip
+    in_regions.register()
+    scenarios = {f.__name__: f for f in (near, result, far, owner_killed, other_version)}
+    print(json.dumps(scenarios[scenario]()), flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
