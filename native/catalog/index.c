@@ -39,7 +39,7 @@ static void set_level(struct sr_region *r, unsigned level)
 
 /* --- writers ---------------------------------------------------------------------------------- */
 
-int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, _Atomic uint64_t **slot, uint32_t *entry, struct sr_error *e)
+int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint64_t *slot, uint32_t *entry, struct sr_error *e)
 {
     unsigned level = 0;
     int got = sr_index__level(r, &level, e);
@@ -60,7 +60,7 @@ int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t 
         if (seq == SR_SEQ_BAD || sr_catalog__read_entry(r, n, seq, &f, e) != 0) return bad(r, e, "an entry fails its checks");
         if (f.name_len != len || memcmp(f.text, name, len) != 0) continue;
         *entry = n;
-        *slot = &slots[i];
+        *slot = i;
         return 0;
     }
     return SR_E_NO_OBJECT;
@@ -80,14 +80,14 @@ static int insert(struct sr_region *r, _Atomic uint64_t *slots, unsigned level, 
     return bad(r, e, "no slot is empty");
 }
 
-int sr_index__store(struct sr_region *r, uint64_t hash, _Atomic uint64_t *slot, uint32_t entry, struct sr_error *e)
+int sr_index__store(struct sr_region *r, uint64_t hash, uint64_t slot, uint32_t entry, struct sr_error *e)
 {
     unsigned level = 0;
     int got = sr_index__level(r, &level, e);
     if (got < 0) return got;
     _Atomic uint64_t *slots = sr_slots(r, level);
-    if (slot) {
-        sr_slot_store(slots, level, (uint64_t)(slot - slots), sr_slot_value(hash, entry));
+    if (slot != SR_NO_SLOT) {
+        sr_slot_store(slots, level, slot, sr_slot_value(hash, entry));
         return 0;
     }
     got = insert(r, slots, level, hash, entry, e);
@@ -108,13 +108,13 @@ static void empty_back(struct sr_region *r, _Atomic uint64_t *slots, unsigned le
     } while (sr_slot_load(slots, level, i) == SR_SLOT_TOMB);
 }
 
-/* `slot` is one that sr_index__find has just given: its level is sound. */
-void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot)
+/* `i` is one that sr_index__find has just given: its level is sound. */
+void sr_index__clear(struct sr_region *r, uint64_t i)
 {
     unsigned level = 0;
     if (sr_index__level(r, &level, NULL) < 0) return;
     _Atomic uint64_t *slots = sr_slots(r, level);
-    uint64_t mask = sr_slots_count(level) - 1, i = (uint64_t)(slot - slots);
+    uint64_t mask = sr_slots_count(level) - 1;
     if (sr_slot_load(slots, level, (i + 1) & mask) == SR_SLOT_EMPTY) empty_back(r, slots, level, i);
     else sr_slot_store(slots, level, i, SR_SLOT_TOMB);
 }

@@ -93,7 +93,7 @@ static int mend_index(struct plan *p, struct sr_error *e)
     unsigned level = 0;
     int got = sr_index__level(r, &level, e);
     if (got < 0) return got;
-    _Atomic uint64_t *slots = sr_slots(r, level), *slot;
+    _Atomic uint64_t *slots = sr_slots(r, level);
     uint64_t count = sr_slots_count(level);
     s->st_slots_used = 0;
     for (uint64_t i = 0; i < count; i++) {
@@ -115,9 +115,10 @@ static int mend_index(struct plan *p, struct sr_error *e)
         if (sr_catalog__read_entry(r, n, seq, &f, e) != 0) return bad(r, e, "an entry");
         uint64_t hash = sr_entry(r, n)->ent_hash;
         uint32_t other = 0, loser = 0;
+        uint64_t slot;
         got = sr_index__find(r, hash, (char *)f.text, f.name_len, &slot, &other, e);
         if (got == 0 && other == n) continue;
-        if (got == SR_E_NO_OBJECT) slot = NULL;
+        if (got == SR_E_NO_OBJECT) slot = SR_NO_SLOT;
         else if (got < 0) return got;
         else loser = sr_seq_of(sr_entry(r, other), other) < seq ? other : n;
         if (loser != n) got = sr_index__store(r, hash, slot, n, e);
@@ -196,7 +197,7 @@ static int check_locked(struct sr_region *r, struct sr_error *e)
     const struct sr_state *s = sr_state(r);
     uint32_t counts[5] = {0}, live = 0, high = sr_entries_high(r);
     struct sr_found f;
-    _Atomic uint64_t *slot;
+    uint64_t slot;
     unsigned level = 0;
     int got = sr_index__level(r, &level, e);
     if (got < 0) return got;

@@ -113,11 +113,13 @@ int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct
 uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, const uint8_t *tail, size_t tail_len);
 /* 0 if a text and what a reader relies on are as they were written, whatever the entry's state. */
 int sr_entry__sound(struct sr_region *r, uint32_t n, struct sr_error *e);
-/* The slot that holds `name`, under the lock: 0, SR_E_NO_OBJECT, SR_E_CORRUPT. */
-int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, _Atomic uint64_t **slot, uint32_t *entry, struct sr_error *e);
-/* Point `name` at `entry`, in the slot that was found for it, or, with NULL, in a new one. */
-int sr_index__store(struct sr_region *r, uint64_t hash, _Atomic uint64_t *slot, uint32_t entry, struct sr_error *e);
-void sr_index__clear(struct sr_region *r, _Atomic uint64_t *slot);
+/* The slot that holds `name`, under the lock: 0, SR_E_NO_OBJECT, SR_E_CORRUPT. Slots are numbers, not
+ * addresses: another thread may map the catalog anew meanwhile (view.c). */
+#define SR_NO_SLOT UINT64_MAX
+int sr_index__find(struct sr_region *r, uint64_t hash, const char *name, size_t len, uint64_t *slot, uint32_t *entry, struct sr_error *e);
+/* Point `name` at `entry`, in the slot that was found for it, or, with SR_NO_SLOT, in a new one. */
+int sr_index__store(struct sr_region *r, uint64_t hash, uint64_t slot, uint32_t entry, struct sr_error *e);
+void sr_index__clear(struct sr_region *r, uint64_t slot);
 int sr_index__grow(struct sr_region *r, struct sr_error *e);
 /* The slots of generation 0, empty. */
 void sr_index__init(struct sr_region *r);

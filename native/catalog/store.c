@@ -372,7 +372,7 @@ static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, 
     struct sr_entry *entry = sr_entry(r, draft->entry);
     uint32_t old = 0;
     uint64_t seq;
-    _Atomic uint64_t *slot = NULL;
+    uint64_t slot = SR_NO_SLOT;
     int got = sr_index__find(r, hash, d->name, d->name_len, &slot, &old, e);
     if (got == SR_E_NO_OBJECT) got = 0;
     else if (got == 0) got = check_leaving(r, old, e);
@@ -494,7 +494,7 @@ static int withdraw(struct sr_region *r, const char *name, size_t len, uint64_t 
 {
     struct sr_state *s = sr_state(r);
     uint32_t n = 0;
-    _Atomic uint64_t *slot;
+    uint64_t slot;
     int got = sr_index__find(r, hash, name, len, &slot, &n, e);
     if (got == SR_E_NO_OBJECT || (got == 0 && seq && sr_seq_of(sr_entry(r, n), n) != seq)) return missing(r, name, len, e);
     if (got == 0) got = check_leaving(r, n, e);
@@ -527,7 +527,7 @@ int sr_catalog_bump(struct sr_region *r, const char *name, size_t len, uint64_t 
     if (got < 0) return got;
     uint64_t hash = sr_hash64(name, len);
     uint32_t n = 0;
-    _Atomic uint64_t *slot;
+    uint64_t slot;
     got = sr_index__find(r, hash, name, len, &slot, &n, e);
     if (got == SR_E_NO_OBJECT) got = missing(r, name, len, e);
     else if (got == 0 && !(sr_entry(r, n)->ent_flags & SR_ENTRY_MUTABLE))

@@ -18,10 +18,11 @@
  * A word can be wrong: not sound, or naming a member that lives and has not got it, which would be
  * waited for in vain. So every writer says in its own row what it is about (row_lock): TRYING from
  * before its first attempt until after it has given the lock back, WAITING while it sleeps, OUT
- * otherwise. If the member that the word names is not TRYING, or the word is not sound, and no living
- * member is TRYING, then nobody has the lock; it is taken from the word that was seen, and everything
- * that follows from the entries is made anew, as after a death. Who had it after all when the word was
- * damaged is TRYING, and mends the word by giving the lock back.
+ * otherwise. If the member that the word names is dead or not TRYING, or the word is not sound, and no
+ * living member is TRYING, then nobody has the lock; it is taken from the word that was seen, and
+ * everything that follows from the entries is made anew. Who had it after all when the word was damaged
+ * is TRYING, and mends the word by giving the lock back. lock_model.py beside this file goes through
+ * all interleavings.
  *
  * A holder that is stopped (SIGSTOP) blocks writers. Readers never look at this word.
  */
@@ -98,21 +99,20 @@ static int nobody_has_it(struct sr_region *r, struct sr_error *e)
     return 1;
 }
 
-/* Whether the lock may be taken from `seen`: 1, 0 wait on, or an error. */
+/* Whether the lock may be taken from `seen`: 1, 0 wait on, or an error. Also of a dead holder the others
+ * are asked: the word may have been damaged, and name who died of something else. */
 static int may_take(struct sr_region *r, uint64_t seen, struct sr_error *e)
 {
-    if (!sound(seen)) return nobody_has_it(r, e);
-    uint32_t row = row_of(seen), gen;
-    /* Another thread of this handle would be inside `writers`, as this one is. */
-    if (row == r->own_row) return gen_of(seen) != (r->own_gen & 0xFFFFu) ? 1 : nobody_has_it(r, e);
+    uint32_t row = row_of(seen), gen, said;
+    /* In the own name: another thread of this handle would be inside `writers`, as this one is. */
+    if (!sound(seen) || row == r->own_row) return nobody_has_it(r, e);
     int fd = sr_region__members_fd(r);
     int held = fd < 0 ? fd : sr_sys_held(fd, row, 1);
     if (held < 0) return lost(r, held, e);
-    if (!held) return 1;
-    /* The row has another owner by now, or its owner is about something else. */
+    if (!held) return nobody_has_it(r, e);
     if (!sr_rows_ok(r, row + 1)) return 0;
+    /* The row has another owner by now, or its owner is about something else. */
     const struct sr_row *of = sr_row(r, row);
-    uint32_t said;
     bool another = sr_half_unpack(atomic_load(&of->row_gen), SR_ROW_SALT(row_gen, row), &gen) && gen != gen_of(seen);
     bool about = sr_half_unpack(atomic_load(&of->row_lock), SR_ROW_SALT(row_lock, row), &said) && said == SR_ROW_TRYING;
     return about && !another ? 0 : nobody_has_it(r, e);
