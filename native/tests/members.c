@@ -219,7 +219,7 @@ static void tickets(void)
     OK(sr_ticket_issue(w, block, &row, &error));
     OK(sr_ticket_issue(w, block, &row, &error));
     OK(sr_catalog_delete(r, "sent", 4, 0, &error));
-    EXPECT(sr_pinned(r, block) && sr_tickets_open(w) == 2, "a ticket does not hold");
+    EXPECT(sr_pinned(r, block) && sr_tickets_open(w, 0) == 2, "a ticket does not hold");
     sr_ticket_claim(r, row, block);
     EXPECT(sr_pinned(r, block), "the second ticket does not hold");
     sr_ticket_claim(r, row, block);
