@@ -8,9 +8,11 @@ removes anything, and only what no living process holds.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
+import stat
 import struct
 import time
 from collections import Counter
@@ -641,7 +643,7 @@ def _priced(found: list[MemberInfo], look: _Look, footprints: bool) -> list[Memb
 
 def leftovers() -> list[Leftover]:
     """What lies in /dev/shm that no living process holds, as far as the caller may remove it."""
-    return [*_orphans(), *_strays()]
+    return [*_orphans(), *_strays(), *_blocks()]
 
 
 def _leftover(kind: str, name: str, files: Sequence[str], generation: int = 0) -> Leftover:
@@ -700,6 +702,49 @@ def _strays() -> list[Leftover]:
     return found
 
 
+def _blocks() -> list[Leftover]:
+    """Blocks of shared_memory that outlived the program that made them, since others still used them then."""
+    from sharedregion import _tracking
+
+    try:
+        names = sorted(os.listdir(_native.SHM_DIR))
+    except OSError:
+        return []
+    return [
+        _leftover("block", file, [file])
+        for file in names
+        if not file.startswith(_PREFIX)
+        and _tracking.is_orphan(os.path.join(_native.SHM_DIR, file))
+        and _may_remove(file)
+        and _unused(file, remove=False)
+    ]
+
+
+def _unused(file: str, *, remove: bool) -> bool:
+    """Whether nobody has an orphaned block open or mapped; with `remove`, its name is then gone.
+
+    The kernel grants a write lease only if nobody else has the file open, descriptors or none.
+    """
+    path = os.path.join(_native.SHM_DIR, file)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or not info.st_mode & stat.S_ISVTX:
+            return False
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        if remove:
+            os.unlink(path)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def collect(*, dry_run: bool = False) -> list[Leftover]:
     """Reclaim what no living process holds; returns what was found, and whether it is reclaimed now.
 
@@ -715,6 +760,8 @@ def collect(*, dry_run: bool = False) -> list[Leftover]:
                     done = _native.reclaim(left.name, False, left.uid or 0)
                 elif left.kind == "segments":
                     done = _native.remove_half_made(left.name, left.generation)
+                elif left.kind == "block":
+                    done = _unused(left.name, remove=True)
                 else:
                     done = _native.remove_leftover(left.name, False)
         found.append(replace(left, reclaimed=done))

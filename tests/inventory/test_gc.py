@@ -201,6 +201,26 @@ def test_a_socket_that_nobody_listens_at(unique: str) -> None:
     assert not path.exists()
 
 
+def test_a_block_of_shared_memory_that_outlived_its_program(unique: str) -> None:
+    """Marked as an orphan when its program ended; taken once nobody has it open or mapped any more."""
+    import mmap
+
+    path = SHM / f"{unique}-block"
+    path.write_bytes(bytes(8192))
+    assert mine(unique) == []
+    path.chmod(0o1600)
+    with path.open("r+b") as file:
+        assert mine(unique) == []
+        held = mmap.mmap(file.fileno(), 0)
+    assert mine(unique) == []
+    held.close()
+    (left,) = mine(unique, dry_run=True)
+    assert (left.kind, left.bytes, left.reclaimed) == ("block", 8192, False)
+    assert path.exists()
+    assert [one.reclaimed for one in mine(unique)] == [True]
+    assert not path.exists()
+
+
 def test_files_of_others_in_dev_shm_are_no_leftovers(unique: str) -> None:
     """Whatever they are called: gc knows its own kinds, and no directory, link or pipe is one."""
     names = [
