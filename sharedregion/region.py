@@ -31,6 +31,7 @@ from sharedregion.records import Member, Stats
 
 if TYPE_CHECKING:
     from sharedregion.footprint import Footprint
+    from sharedregion.mapped import MappedFile, Shown
 
 __all__ = ["PAGE", "Member", "Region", "Stats", "peek"]
 
@@ -79,6 +80,7 @@ class Region(_native.RegionHandle):
         self.size = head["size"]
         self.uid = head["uid"]
         self.persist = bool(head["flags"] & _native.PERSIST)
+        self._shown: list[Shown] = []
         self._id = head["id"]
         self._allow_pickle = self.uid == os.geteuid() if allow_pickle is None else allow_pickle
         _track(self)
@@ -262,6 +264,27 @@ class Region(_native.RegionHandle):
                 return limit.group, limit.headroom
         return None
 
+    def map_file(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        shape: int | tuple[int, ...] | None = None,
+    ) -> MappedFile:
+        """Place a file as an object: without a copy on msharefs, copied in elsewhere; the result says which, and why.
+
+        With `dtype` it is an array of the file's bytes from its start, of `shape` or all of it; an `.npy`
+        file is the array in it; any other comes back as a read-only memoryview. A mapped file is seen as it
+        is: later changes of the file too, and if it is cut short, who reads beyond its end dies of SIGBUS.
+        It takes no memory of the region, and stays mapped until the region ends or, after the object was
+        deleted, `trim` is called by this process.
+        """
+        from sharedregion.mapped import map_file
+
+        self._check_writable(name)
+        return map_file(self, name, os.fspath(path), dtype, shape, self._shown)
+
     # --- the mapping ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[str]:
@@ -403,6 +426,10 @@ class Region(_native.RegionHandle):
         only move within the region, when a large object needs them in one piece.
         """
         self._sweep()
+        if self._shown:
+            from sharedregion.mapped import release
+
+            release(self, self._shown)
         return self._trim()
 
     def repair(self) -> None:

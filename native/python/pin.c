@@ -4,8 +4,31 @@
 /* Guarded by the GIL. */
 static srp_pin *all_pins;
 
+/* Of a file that is mapped beside the memory: where, as its description says. */
+static int find_file(srp_region *region, const struct sr_found *f, unsigned char **at, uint64_t *len)
+{
+    struct sr_error e = {0};
+    uint64_t place[2];
+    int got = SR_E_CORRUPT;
+    if (f->meta_len < sizeof place) {
+        sr_fail(&e, SR_E_CORRUPT, 0, "the description of a mapped file is cut short");
+    } else {
+        memcpy(place, f->text + f->name_len, sizeof place);
+        *len = place[1];
+        got = sr_region_file_at(region->r, place[0], place[1], at, &e);
+    }
+    if (got < 0) srp_raise(&e);
+    return got;
+}
+
 PyObject *srp_pin_new(srp_region *region, const struct sr_found *f)
 {
+    unsigned char *file = NULL;
+    uint64_t file_len = 0;
+    if (f->type == SRP_TYPE_FILE && find_file(region, f, &file, &file_len) < 0) {
+        sr_unpin(region->r, f->block);
+        return NULL;
+    }
     srp_pin *self = PyObject_New(srp_pin, srp_types.pin);
     if (self == NULL) {
         sr_unpin(region->r, f->block);
@@ -13,13 +36,14 @@ PyObject *srp_pin_new(srp_region *region, const struct sr_found *f)
     }
     self->region = (srp_region *)Py_NewRef((PyObject *)region);
     srp_region_pin_added(region);
-    self->at = region->r->data.at + f->off.at;
-    self->len = f->len;
+    self->at = file ? file : region->r->data.at + f->off.at;
+    self->len = file ? file_len : f->len;
+    self->of_file = file != NULL;
     self->seq = f->seq;
     self->entry = f->entry;
     self->block = f->block;
     self->flags = f->flags;
-    self->writable = region->r->writable && (f->flags & SR_ENTRY_MUTABLE);
+    self->writable = region->r->writable && (f->flags & SR_ENTRY_MUTABLE) && file == NULL;
     self->next = all_pins;
     self->link = &all_pins;
     if (all_pins) all_pins->link = &self->next;

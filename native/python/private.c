@@ -19,6 +19,11 @@ PyObject *srp_private_view_new(PyObject *object, PyObject *unused)
     if (pin->len == 0) return (PyObject *)self;
     struct sr_region *r = pin->region->r;
     struct sr_error e = {0};
+    if (pin->of_file) {
+        Py_DECREF((PyObject *)self);
+        sr_fail(&e, SR_E_UNAVAILABLE, 0, "a file that is mapped into the region cannot be mapped for copying on write");
+        return srp_raise(&e);
+    }
     uint64_t skip = 0;
     int got;
     Py_BEGIN_ALLOW_THREADS

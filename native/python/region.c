@@ -35,8 +35,10 @@ static srp_region *all_regions;    /* guarded by the GIL */
 
 bool srp_region_maps(const void *at)
 {
-    for (const srp_region *region = all_regions; region; region = region->next)
-        if ((const unsigned char *)at >= region->r->data.at && (const unsigned char *)at < region->r->data.at + region->r->data.len) return true;
+    for (const srp_region *region = all_regions; region; region = region->next) {
+        const struct sr_map *data = &region->r->data, *share = &region->r->share;
+        if ((uintptr_t)at - (uintptr_t)data->at < data->len || (uintptr_t)at - (uintptr_t)share->at < share->len) return true;
+    }
     return false;
 }
 
@@ -598,7 +600,32 @@ static Py_ssize_t region_length(PyObject *object)
     return -1;
 }
 
+/* _show_file(fd, nbytes) -> offset in the msharefs region */
+static PyObject *region_show_file(PyObject *object, PyObject *args)
+{
+    int fd;
+    unsigned long long nbytes;
+    struct sr_region *r = open_live((srp_region *)object, true);
+    if (r == NULL || !PyArg_ParseTuple(args, "iK", &fd, &nbytes)) return NULL;
+    struct sr_error e = {0};
+    uint64_t at;
+    return sr_region_show_file(r, fd, nbytes, &at, &e) < 0 ? srp_raise(&e) : PyLong_FromUnsignedLongLong(at);
+}
+
+/* _hide_file(offset, nbytes) */
+static PyObject *region_hide_file(PyObject *object, PyObject *args)
+{
+    unsigned long long at, nbytes;
+    struct sr_region *r = open_live((srp_region *)object, true);
+    if (r == NULL || !PyArg_ParseTuple(args, "KK", &at, &nbytes)) return NULL;
+    struct sr_error e = {0};
+    if (sr_region_hide_file(r, at, nbytes, &e) < 0) return srp_raise(&e);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"_show_file", region_show_file, METH_VARARGS, NULL},
+    {"_hide_file", region_hide_file, METH_VARARGS, NULL},
     {"_create", (PyCFunction)(void (*)(void))region_create, METH_VARARGS | METH_KEYWORDS | METH_CLASS, NULL},
     {"_attach", (PyCFunction)(void (*)(void))region_attach, METH_VARARGS | METH_KEYWORDS | METH_CLASS, NULL},
     {"close", region_close, METH_NOARGS, NULL},

@@ -35,7 +35,7 @@ typedef struct srp_pin {
     unsigned char *at;
     uint64_t len, seq;
     uint32_t entry, block;
-    uint8_t flags, writable;
+    uint8_t flags, writable, of_file;    /* of_file: `at` is not in the block, but in a file beside the memory */
 } srp_pin;
 
 /* errors.c */
@@ -105,5 +105,6 @@ PyObject *srp_set_reducer(PyObject *module, PyObject *function);
 PyObject *srp_reduce(PyObject *module, PyObject *array);
 
 #define SRP_TYPE_NDARRAY 1
+#define SRP_TYPE_FILE 7    /* its description begins with offset and length in the msharefs region */
 
 #endif

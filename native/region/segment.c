@@ -199,6 +199,7 @@ void sr_region__free(struct sr_region *r)
     r->open = false;
     sr_member_leave(r);
     sr_sys_unmap(&r->data);
+    sr_sys_unmap(&r->share);
     sr_sys_unmap(&r->members);
     sr_sys_unmap(&r->catalog);
     sr_sys_unmap(&r->small_members);

@@ -129,3 +129,56 @@ bool sr_region__keeper_gone(struct sr_region *r)
     sr_sys_close(&probe);
     return r->lost;
 }
+
+/* --- files beside the memory ------------------------------------------------------------------ */
+
+/* They lie above the memory, by pages, and from a multiple of 2 MiB if they are as large, so that large
+ * pages of the file can be mapped as such. The region itself knows what is taken: what is shown somewhere
+ * cannot be shown over. */
+static int show_file_from(struct sr_region *r, int share, int fd, uint64_t len, uint64_t from, uint64_t to, uint64_t *at)
+{
+    uint64_t align = len < SR_LARGE_PAGE ? SR_PAGE : SR_LARGE_PAGE;
+    for (*at = sr_align_up(from, align); *at < to && sr_range_ok(*at, len, r->head.hd_share_size); *at += sr_align_up(len, align)) {
+        int got = sr_msharefs_place(share, *at, len, fd, 0);
+        if (got != -EEXIST) return got;
+    }
+    return -ENOSPC;
+}
+
+int sr_region_show_file(struct sr_region *r, int fd, uint64_t len, uint64_t *at, struct sr_error *e)
+{
+    if (!r->backend->shared_tables) return sr_fail(e, SR_E_UNAVAILABLE, 0, "only msharefs regions can show a file");
+    int share = sr_region__share_fd(r);
+    if (share < 0) return sr_fail(e, SR_E_LOST, share, "the keeper of region '%s' has ended: nothing can be mapped any more", r->name);
+    /* Behind the last one first: many files are placed one after the other. */
+    uint64_t low = r->head.hd_mapped, next = sr_max(low, atomic_load(&r->files_end));
+    int got = show_file_from(r, share, fd, len, next, UINT64_MAX, at);
+    if (got == -ENOSPC) got = show_file_from(r, share, fd, len, low, next, at);
+    if (got == 0) atomic_store(&r->files_end, *at + sr_align_up(len, SR_PAGE));
+    if (got == 0) return 0;
+    if (got != -ENOSPC) return sr_fail(e, SR_E_UNAVAILABLE, got, "the file cannot be mapped into the msharefs region");
+    return sr_fail(e, SR_E_UNAVAILABLE, -ENOSPC, "the msharefs region has no address space left for a file of %llu bytes", (unsigned long long)len);
+}
+
+int sr_region_hide_file(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e)
+{
+    if (!r->backend->shared_tables || at < r->head.hd_mapped) return sr_fail(e, SR_E_INVALID, -EINVAL, "no file is mapped there");
+    return sr_region__hide(r, at, len, e);
+}
+
+int sr_region_file_at(struct sr_region *r, uint64_t at, uint64_t len, unsigned char **found, struct sr_error *e)
+{
+    if (!r->backend->shared_tables || at < r->head.hd_mapped || !sr_range_ok(at, len, r->head.hd_share_size))
+        return sr_fail(e, SR_E_CORRUPT, 0, "a mapped file lies outside region '%s'", r->name);
+    if (sr_region_lost(r)) return sr_fail(e, SR_E_LOST, 0, "the keeper of region '%s' has ended, and with it the files mapped there", r->name);
+    struct sr_map *map = &r->data;
+    int got = 0;
+    if (r->writable) {
+        map = &r->share;
+        pthread_mutex_lock(&r->growth);
+        if (map->at == NULL) got = sr_region__attach_share(r, map, e);
+        pthread_mutex_unlock(&r->growth);
+    }
+    if (got == 0) *found = map->at + at;
+    return got;
+}

@@ -58,6 +58,8 @@ struct sr_region {
     int members_fd;              /* to probe liveness                                       */
     int catalog_fd, data_fd;     /* to map more and to commit; a reader has no data_fd      */
     int share_fd;                /* a writer's: the msharefs region that shows the memory   */
+    struct sr_map share;         /* a writer's, once it looks at a file that is mapped there */
+    _Atomic uint64_t files_end;  /* where the last file ends that was shown through this handle */
     _Atomic bool lost;           /* the keeper that owned that region has ended             */
     uint64_t catalog_dev, catalog_ino;
 
@@ -199,6 +201,13 @@ static inline bool sr_region_lost(struct sr_region *r)
     return SR_UNLIKELY(atomic_load_explicit(&sr_members(r)->mh_keeper, memory_order_relaxed) & SR_DEATH_MARK) &&
            r->backend->shared_tables && sr_region__keeper_gone(r);
 }
+
+/* Show `len` bytes of a file to all members, beside the memory, at the offset *at of the region, until
+ * they are hidden again or the region ends. SR_E_UNAVAILABLE: this memory or that file cannot do it. */
+int sr_region_show_file(struct sr_region *r, int fd, uint64_t len, uint64_t *at, struct sr_error *e);
+int sr_region_hide_file(struct sr_region *r, uint64_t at, uint64_t len, struct sr_error *e);
+/* Where [at, at + len) of a file that is shown lies in this process; SR_E_CORRUPT, SR_E_LOST. */
+int sr_region_file_at(struct sr_region *r, uint64_t at, uint64_t len, unsigned char **found, struct sr_error *e);
 
 /* --- members, pins, tickets (member.c) -------------------------------------------------------- */
 

@@ -54,7 +54,7 @@ _ORDER: tuple[Codec, ...] = (ndarray, text, buffer)
 _BY_NUMBER: dict[int, Codec] = {codec.NUMBER: codec for codec in (*_ORDER, pickled)}
 #: The first part of a type's module, and the codec for values from there.
 _FRAMEWORKS = {"torch": "tensor", "pyarrow": "arrow", "polars": "arrow", "pandas": "frames"}
-_FRAMEWORK_NUMBERS = {5: "tensor", 6: "arrow"}
+_FRAMEWORK_NUMBERS = {5: "tensor", 6: "arrow", 7: "file"}
 
 
 def _framework_codec(name: str) -> Codec:

@@ -36,6 +36,7 @@ LEVELS = {
     "references": 3,
     "records": 3,
     "files": 3,
+    "mapped": 3,
     "codecs": 3,
     "_tracker": 6,
     "_tracking": 6,

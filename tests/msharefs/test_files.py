@@ -1,0 +1,161 @@
+"""Files in a region: mapped there without a copy on msharefs, copied in elsewhere, and it is said which."""
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sharedregion as sr
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@pytest.fixture(params=["2 MiB", "512 GiB"])
+def region(
+    request: pytest.FixtureRequest, msharefs: Callable[[int], Any], unique: str
+) -> Iterator[sr.Region]:
+    """On msharefs."""
+    msharefs(2 * MIB if request.param == "2 MiB" else 512 * GIB)
+    with sr.create(unique, size=4 * MIB, backend="msharefs") as made:
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of 100,000 numbers."""
+    np.arange(100_000, dtype="f8").tofile(tmp_path / "numbers")
+    return tmp_path / "numbers"
+
+
+@pytest.mark.root
+def test_mapped_and_seen_by_all(region: sr.Region, path: Path, run: Callable[..., str]) -> None:
+    """An array, a shape of it, an .npy file in either order, and bytes: by host, reader, writer and another process."""
+    np.save(path.with_suffix(".npy"), np.asfortranarray(np.arange(12.0).reshape(3, 4)))
+    with sr.attach(region.name) as reader, sr.attach(region.name, writable=True) as writer:
+        used = region.stats().used
+        done = region.map_file("a", path, dtype="f8")
+        assert done.mapped
+        assert done.version == region.version("a")
+        assert str(path) in done.reason
+        assert region.map_file("s", path, dtype="f8", shape=(100, 10)).mapped
+        assert region.map_file("n", path.with_suffix(".npy")).mapped
+        assert region.map_file("b", path).mapped
+        assert region.stats().used - used < 8192, "it takes no memory of the region"
+        for member in (region, reader, writer):
+            assert np.array_equal(member["a"], np.arange(100_000.0))
+            assert member["s"].shape == (100, 10)
+            assert member["n"].flags.f_contiguous
+            assert np.array_equal(member["n"], np.arange(12.0).reshape(3, 4))
+            assert member["b"] == path.read_bytes()
+            assert not member["a"].flags.writeable
+            assert member["b"].readonly
+            assert member["a"].base is not None
+    program = "import sys, sharedregion as sr; r = sr.attach(sys.argv[1]); print(r['a'].sum(), len(r['b']))"
+    assert run(program, region.name).split() == ["4999950000.0", "800000"]
+
+
+@pytest.mark.root
+def test_travels_as_a_reference(region: sr.Region, path: Path) -> None:
+    """Arrays of a mapped file, and views of them, are sent as other objects of the region are."""
+    region.map_file("a", path, dtype="f8")
+    with sr.attach(region.name) as reader:
+        for member in (region, reader):
+            sent = bytes(ForkingPickler.dumps(member["a"][10:20]))
+            assert len(sent) < 300
+            assert pickle.loads(sent).tolist() == list(range(10, 20))
+
+
+@pytest.mark.root
+def test_replaced_deleted_and_trimmed(region: sr.Region, path: Path, msharefs: Callable[[int], Any]) -> None:
+    """Who holds the array keeps it; after the last one trim() takes the file out of the region, and its place serves again."""
+    region.map_file("a", path, dtype="f8")
+    held = region["a"]
+    region["a"] = np.zeros(3)
+    assert region["a"].tolist() == [0, 0, 0]
+    region.trim()
+    assert held.sum() == 4999950000.0
+    del held
+    region.trim()
+    assert not region._shown
+    for n in range(20):
+        # More than the smallest region has room for at once.
+        assert region.map_file("a", path, dtype="f8").mapped, n
+        assert region["a"].sum() == 4999950000.0
+        del region["a"]
+        region.trim()
+    region._check()
+
+
+@pytest.mark.root
+def test_no_room_for_it(msharefs: Callable[[int], Any], unique: str, path: Path) -> None:
+    """Where address space or the kernel refuse, it is copied, and the reason is told."""
+    double = msharefs(2 * MIB)
+    with sr.create(unique, size=8 * MIB, backend="msharefs") as region:
+        np.ones(5 * MIB, "u1").tofile(path)
+        done = region.map_file("a", path, dtype="u1")
+        assert not done.mapped
+        assert "no address space left" in done.reason
+        assert region["a"].sum() == 5 * MIB
+        path.write_bytes(b"little")
+        double.tell("refuse", "place", 19)
+        done = region.map_file("b", path)
+        assert not done.mapped
+        assert "cannot be mapped into the msharefs region" in done.reason
+        assert region["b"] == b"little"
+
+
+@pytest.mark.parametrize("backend", ["shm", "thp"])
+def test_elsewhere_it_is_copied_in(unique: str, path: Path, backend: str) -> None:
+    """The same objects on other memory; later changes of the file are not seen."""
+    with sr.create(unique, size=8 * MIB, backend=backend) as region, sr.attach(unique) as reader:
+        done = region.map_file("a", path, dtype="f8")
+        assert not done.mapped
+        assert done.reason == "only msharefs regions can show a file"
+        region.map_file("b", str(path))
+        path.write_bytes(b"")
+        assert reader["a"].sum() == 4999950000.0
+        assert len(reader["b"]) == 800_000
+        assert not region.map_file("e", path).mapped
+        assert reader["e"] == b""
+        assert region.map_file("z", path, dtype="f4").version == region.version("z")
+        assert reader["z"].shape == (0,)
+
+
+def test_bad_input(unique: str, path: Path) -> None:
+    """What cannot be is refused, and nothing is placed."""
+    with sr.create(unique, size=MIB, backend="shm") as region:
+        with pytest.raises(FileNotFoundError):
+            region.map_file("a", path.with_name("nowhere"))
+        with pytest.raises(IsADirectoryError):
+            region.map_file("a", path.parent)
+        with pytest.raises(ValueError, match="needs a dtype"):
+            region.map_file("a", path, shape=3)
+        with pytest.raises(ValueError, match="takes"):
+            region.map_file("a", path, dtype="f8", shape=100_001)
+        with pytest.raises(ValueError, match="takes"):
+            region.map_file("a", path, dtype="f8", shape=-1)
+        with open(path, "ab") as file:
+            file.write(b"x")
+        with pytest.raises(ValueError, match="whole number"):
+            region.map_file("a", path, dtype="f8")
+        with pytest.raises(sr.NotPlaceable):
+            region.map_file("a", path, dtype=object)
+        path.with_suffix(".npy").write_bytes(b"no array")
+        with pytest.raises(ValueError, match=r"."):
+            region.map_file("a", path.with_suffix(".npy"))
+        with pytest.raises(sr.RegionFull):
+            region.map_file("a" * 3, os.devnull, dtype="u1", shape=0) and region.map_file("b", _large(path))
+        assert "b" not in region
+        with sr.attach(unique) as reader, pytest.raises(sr.ReadOnlyRegion):
+            reader.map_file("a", path)
+
+
+def _large(path: Path) -> Path:
+    path.write_bytes(bytes(3 * MIB))
+    return path
