@@ -46,6 +46,7 @@ LEVELS = {
     "shared_memory": 6,
     "managers": 6,
     "footprint": 6,
+    "_alone": 6,
     "inventory": 6,
     "doctor": 6,
     "_demo": 6,
