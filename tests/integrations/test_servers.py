@@ -4,7 +4,9 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -280,3 +282,44 @@ def test_without_a_region_a_worker_does_not_start(unique: str) -> None:
 
     with pytest.raises(sr.RegionNotFound, match=unique):
         asyncio.run(Attached(application, unique)({"type": "lifespan"}, None, None))
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/servers.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "files"),
+    [("gunicorn", ["gunicorn.conf.py", "application.py"]), ("uvicorn", ["asgi.py", "serve.py"])],
+)
+def test_the_how_to_runs_as_printed(tmp_path: Path, what: str, files: list[str]) -> None:
+    """The files and the command of the page serve what they say; the port alone is another."""
+    np.save(tmp_path / "weights.npy", np.arange(1000.0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    region = f"test-{secrets.token_hex(6)}"
+    for name in files:
+        text = re.search(rf"<!-- file: {name} -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+        assert text, name
+        (tmp_path / name).write_text(text[1].replace("8000", port).replace('"model"', f'"{region}"'))
+    command = re.search(rf"<!-- run: {what} -->\n```\n(.*?)\n```", PAGE)
+    assert command
+    words = command[1].replace("8000", port).split()
+    words = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
+    server = Server(words, tmp_path, region)
+    try:
+
+        def body() -> bytes:
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            try:
+                connection.request("GET", "/")
+                return connection.getresponse().read()
+            except OSError:
+                return b""
+            finally:
+                connection.close()
+
+        assert until(body, server.log.read_text) == b"499500.0"
+    finally:
+        server.stop()
+    until(lambda: region not in sr.regions())
