@@ -166,7 +166,39 @@ class Reference:
             region._claim(row, self._block)
             raise
         what = (self.name, self.version, self._entry, self._block, row)
-        return open_reference, (region.name, region._id, region.uid, what)
+        return _arrived, (region.name, region._id, region.uid, what)
+
+
+class _Lost(Reference):
+    """What is unpickled when the region is gone: the error comes from `get`, where a task can meet it.
+
+    Raised while arguments are unpickled, it would end the workers of an executor.
+    """
+
+    def __init__(self, name: str, version: int, region: str, said: str) -> None:
+        self.name = name
+        self.version = version
+        self._home = region
+        self._said = said
+
+    def get(self) -> Any:
+        raise ObjectNotFound(self._said)
+
+    def ticketless(self) -> tuple[str, bytes, int, tuple[Any, ...]]:
+        raise ObjectNotFound(self._said)
+
+    def __repr__(self) -> str:
+        return f"<Reference to {self.name!r} of region {self._home!r}, which is gone>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Lost, (self.name, self.version, self._home, self._said)
+
+
+def _arrived(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Reference:
+    try:
+        return open_reference(name, identity, uid, what)
+    except ObjectNotFound as error:
+        return _Lost(what[0], what[1], name, error.message)
 
 
 def open_reference(name: str, identity: bytes, uid: int, what: tuple[Any, ...]) -> Reference:
