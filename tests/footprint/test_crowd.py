@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,35 @@ def test_a_hundred_thousand_mappings_are_read_to_their_end(worker: Callable[...,
         os.close(fd)
     assert mapping.pte_links == 4
     assert sum(one.distinct_bytes for one in found.mappings) == found.distinct_bytes
+
+
+@pytest.mark.usefixtures("exact")
+def test_an_exec_in_the_place_of_one_that_ended_is_not_taken_for_it(
+    worker: Callable[..., Any], helper: str, request: pytest.FixtureRequest
+) -> None:
+    """Looked at, ended, and its memory's structure given to the next exec: two processes, and none shares with the other."""
+    # How long the helper takes to get between them depends on the machine.
+    delays = (0.03, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5)
+    on_one_processor = "os.sched_setaffinity(0, {0})\n"
+    ending = [worker(on_one_processor + "ready()") for _ in delays]
+    # A thousand others stand between them: there is time while the helper is at those.
+    request.getfixturevalue("crowd")
+    starting = [
+        worker(
+            on_one_processor + "print('ready', flush=True)\nsys.stdin.readline()\n"
+            "os.execv('/bin/sleep', ['sleep', '100'])"
+        )
+        for _ in delays
+    ]
+    for first, second, delay in zip(ending, starting, delays, strict=True):
+        with subprocess.Popen([helper, "--mappings"], stdout=subprocess.PIPE) as looking:
+            time.sleep(delay)
+            first.kill()
+            first.wait()
+            second.stdin.write(b"\n")
+            second.stdin.flush()
+            found = json.loads(looking.communicate()[0])
+        ours = {first.pid, second.pid}
+        assert [
+            one["shares_with"] for one in found["processes"] if one["pid"] in ours and one["shares_with"]
+        ] == []
