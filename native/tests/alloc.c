@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <linux/falloc.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "support.h"
 
@@ -105,25 +107,33 @@ static void against_model(uint64_t rounds, uint64_t seed)
 /* --- memory, as a model ------------------------------------------------------------------------ */
 
 /* The kernel's answers for one data segment, so that no memory is needed: which granules have some. */
-static struct { struct sr_region *r; uint8_t *there; uint64_t count, most, commits; } memory;
+static struct {
+    struct sr_region *r;
+    uint8_t *there;
+    uint64_t count, commits;
+    uint64_t limit;                  /* pages that are to be had at all                          */
+    bool stolen, dies;               /* what is given back is another's at once; who gives dies  */
+} memory;
 
-static void memory_set(uint64_t at, uint64_t len, bool yes)
+static int memory_set(uint64_t at, uint64_t len, bool yes)
 {
     uint64_t granule = memory.r->head.hd_granule;
     for (uint64_t g = at / granule; g < (at + len + granule - 1) / granule; g++) {
         if (memory.there[g] == yes) continue;
+        if (yes && memory.count >= memory.limit) return -ENOSPC;    /* and what was taken so far stays, as in the kernel */
         memory.there[g] = yes;
         memory.count += yes ? 1 : UINT64_MAX;
+        memory.limit -= !yes && memory.stolen;
         memory.commits += yes;
     }
-    memory.most = sr_max(memory.most, memory.count);
+    return 0;
 }
 
 static int model_fallocate(int fd, int mode, off_t at, off_t len)
 {
     if (fd != memory.r->data_fd) return sr_sys_linux.fallocate(fd, mode, at, len);
-    memory_set((uint64_t)at, (uint64_t)len, !(mode & FALLOC_FL_PUNCH_HOLE));
-    return 0;
+    if (memory.dies && (mode & FALLOC_FL_PUNCH_HOLE)) _exit(0);
+    return memory_set((uint64_t)at, (uint64_t)len, !(mode & FALLOC_FL_PUNCH_HOLE));
 }
 
 static int model_madvise(void *at, size_t len, int advice)
@@ -146,7 +156,8 @@ static struct sr_region *modelled(const struct sr_backend *backend, uint64_t siz
     free(memory.there);
     memory.r = r;
     memory.there = calloc(r->head.hd_mapped / r->head.hd_granule, 1);
-    memory.count = memory.most = memory.commits = 0;
+    memory.count = memory.commits = 0;
+    memory.limit = UINT64_MAX;
     *table = sr_sys_linux;
     table->fallocate = model_fallocate;
     table->madvise = model_madvise;
@@ -221,6 +232,8 @@ static void fragmentation(const struct sr_backend *backend, uint64_t operations,
             done++;
             if (!warmed) warmed = true, memory.commits = taken_bytes = 0;    /* from here it is churn */
         }
+        const struct sr_alloc_head *h = (const struct sr_alloc_head *)(sr_mapped(&r->catalog) + SR_ALLOC_AT);
+        bool tight = h->al_pages * page > sr_state(r)->st_used + size / 16;
         int got = begin(r, len, &error);
         done++;
         if (got == SR_E_FULL) {
@@ -232,7 +245,7 @@ static void fragmentation(const struct sr_backend *backend, uint64_t operations,
         high = sr_max(high, drafts[draft_count - 1].off.at + len);
         EXPECT(memory.count <= budget_of(r), "%llu pages have memory, %llu may", (unsigned long long)memory.count, (unsigned long long)budget_of(r));
         const struct sr_draft *x = &drafts[draft_count - 1];
-        if (!backend->fixed && len >= page) {
+        if (!backend->fixed && len >= page && !tight) {
             uint64_t touched = (x->off.at + len - 1) / page - x->off.at / page + 1;
             EXPECT(touched == (len + page - 1) / page, "%llu bytes straddle %llu pages", (unsigned long long)len, (unsigned long long)touched);
         }
@@ -241,7 +254,6 @@ static void fragmentation(const struct sr_backend *backend, uint64_t operations,
         OK(sr_alloc_check(r, &error));
         uint64_t placed = can_be_placed(r, wanted), free = size - sr_state(r)->st_used;
         OK(sr_alloc_check(r, &error));
-        const struct sr_alloc_head *h = (const struct sr_alloc_head *)(sr_mapped(&r->catalog) + SR_ALLOC_AT);
         double unusable = (double)(free - sr_min(free, placed * wanted)) / (double)size;
         part = (double)(h->al_pages * page - sr_state(r)->st_used) / (double)size;
         worst = unusable > worst ? unusable : worst;
@@ -264,6 +276,83 @@ static void fragmentation(const struct sr_backend *backend, uint64_t operations,
     uint64_t given;
     OK(sr_catalog_trim(r, &given, &error));
     EXPECT(memory.count == 0, "%llu pages keep memory after a trim", (unsigned long long)memory.count);
+    end_of_model();
+}
+
+/* --- memory that is not to be had --------------------------------------------------------------- */
+
+/* No page has memory that the commit map does not know of, and the other way round. */
+static void nothing_unknown(struct sr_region *r)
+{
+    uint64_t pages = r->head.hd_mapped / r->head.hd_granule;
+    for (uint64_t g = 0; g < pages; g++)
+        EXPECT((sr_region_uncommitted(r, (sr_off){g * r->head.hd_granule}, 1) == 0) == memory.there[g], "page %llu", (unsigned long long)g);
+}
+
+/* Every second page free: a larger block needs memory elsewhere, and some has to be given back for it. */
+static struct sr_region *chequered(struct sr_sys *table)
+{
+    struct sr_error error = {0};
+    struct sr_region *r = modelled(&sr_backend_thp, 64 * SR_MIB, table);
+    EXPECT(r != NULL, "no memfd");
+    draft_count = 0;
+    for (int i = 0; i < 32; i++) OK(begin(r, SR_LARGE_PAGE, &error));
+    for (uint32_t k = 32; k-- > 0;)
+        if (drafts[k].off.at / SR_LARGE_PAGE % 2) drop(r, k);
+    EXPECT(memory.count == 32 && draft_count == 16, "a region that is full of memory");
+    return r;
+}
+
+/* Between giving memory back here and taking it there, another program may take it. */
+static void stolen_pages(void)
+{
+    struct sr_error error = {0};
+    struct sr_sys table;
+    struct sr_region *r = chequered(&table);
+    memory.limit = 32;
+    OK(begin(r, 4 * SR_LARGE_PAGE, &error));    /* it moves, with not a page to spare */
+    EXPECT(memory.count == 32, "%llu pages", (unsigned long long)memory.count);
+    drop(r, draft_count - 1);
+    uint64_t given;
+    OK(sr_catalog_give_back(r, 2 * SR_LARGE_PAGE, &given, &error));
+    EXPECT(given == 2 * SR_LARGE_PAGE && memory.count == 30, "given back");
+    memory.stolen = true;
+    memory.limit = 31;
+    EXPECT(begin(r, 9 * SR_LARGE_PAGE, &error) == SR_E_FULL, "placed in memory that another has");
+    nothing_unknown(r);
+    OK(sr_alloc_check(r, &error));
+    memory.stolen = false;
+    memory.limit = 32;
+    OK(begin(r, 9 * SR_LARGE_PAGE, &error));
+    nothing_unknown(r);
+    OK(sr_alloc_check(r, &error));
+    while (draft_count) drop(r, draft_count - 1);
+    end_of_model();
+}
+
+/* Killed after the mark is off and before the memory is given back: whoever recovers gives it back. */
+static void killed_while_giving_back(void)
+{
+    struct sr_error error = {0};
+    struct sr_sys table;
+    struct sr_region *r = chequered(&table);
+    uint64_t given;
+    memory.dies = true;
+    pid_t child = fork();
+    if (child == 0) {
+        sr_catalog_give_back(r, UINT64_MAX, &given, &error);
+        _exit(1);
+    }
+    int status;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0, "the child did not die while it gave back");
+    memory.dies = false;
+    struct sr_stats stats;
+    EXPECT(begin(r, 64, &error) == 0, "%s", error.what);
+    sr_catalog_stats(r, &stats);
+    EXPECT(stats.recoveries == 1, "nobody recovered");
+    nothing_unknown(r);
+    OK(sr_alloc_check(r, &error));
+    while (draft_count) drop(r, draft_count - 1);
     end_of_model();
 }
 
@@ -350,11 +439,15 @@ int main(int argc, char **argv)
         return 0;
     }
     out_of_descriptors();
+    stolen_pages();
+    killed_while_giving_back();
     against_model(t_option(argc, argv, "rounds", 300000), seed);
     static const struct sr_backend *const backends[] = {&sr_backend_shm, &sr_backend_thp, &sr_backend_hugetlb_2m, &sr_backend_hugetlb_1g};
     for (size_t i = 0; i < SR_ARRAY_LEN(backends); i++) {
-        if (mib) fragmentation(backends[i], operations, mib * SR_MIB, seed);
-        else for (uint64_t gib = 2; gib <= 8; gib *= 4) fragmentation(backends[i], operations, gib * SR_GIB, seed);
+        /* Where nothing moves, most searches end in vain, and take long. */
+        uint64_t most = backends[i]->fixed ? sr_min(operations, 400000) : operations;
+        if (mib) fragmentation(backends[i], most, mib * SR_MIB, seed);
+        else for (uint64_t gib = 2; gib <= 8; gib *= 4) fragmentation(backends[i], most, gib * SR_GIB, seed);
     }
     return 0;
 }
