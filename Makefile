@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv frameworks build demo benchmarks test asan tsan kill fuzz msharefs-check lint types format docs dist clean
+.PHONY: help venv frameworks build demo benchmarks test asan tsan kill fuzz compat msharefs-check lint types format docs dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -96,6 +96,10 @@ fuzz: build ## damage and mixed operations for long: 100,000 cases and 500 histo
 # or ARGS="--package WHEEL" names it, and pytest.
 msharefs-check: ## whether msharefs serves on the kernel that runs: tests and a measurement (root; PYTHON=..., ARGS="--package WHEEL")
 	@if test -x $(BIN)/sharedregion; then $(BIN)/python tests/msharefs/check.py $(ARGS); else $(PYTHON) tests/msharefs/check.py $(ARGS); fi
+
+compat: build dist ## CPython's own tests on every Python found, and the suites of PyPI packages, with the drop-in
+	$(BIN)/python tests/compat/cpython.py --wheel "$$(ls -t dist/*.whl | head -n 1)" $(ARGS)
+	$(BIN)/python tests/compat/packages.py
 
 lint: venv ## check style and common mistakes
 	$(BIN)/ruff check $(CHECKED)

@@ -16,6 +16,7 @@ NAMES = (
     "latency",
     "writers",
     "large",
+    "dropin",
     "million",
     "gather",
     "serve",
