@@ -88,6 +88,7 @@ tsan: build-tsan/native/tests/ok ## run the native tests under ThreadSanitizer
 
 kill: build-native/native/tests/ok ## kill at every instruction and at random times: 10,000 histories, 500 kills, a soak (half an hour)
 	@native/tests/run build-native --whole
+	@$(BIN)/python native/region/lock_model.py
 
 fuzz: build ## damage and mixed operations for long: 100,000 cases and 500 histories a kind of memory
 	SHAREDREGION_FUZZ=100000 SHAREDREGION_STATEFUL=500 $(BIN)/pytest -s tests/fuzz tests/store $(ARGS)

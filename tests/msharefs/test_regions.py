@@ -95,7 +95,9 @@ def shown(double: Any) -> list[tuple[int, int]]:
 
 def stays(double: Any) -> int:
     """Bytes that are shown and are no part of what the region commits: the first granule of each unit."""
-    firsts = {at for start, end in shown(double) for at in range(start, end, GRANULE) if at % double.unit == 0}
+    firsts = {
+        at for start, end in shown(double) for at in range(start, end, GRANULE) if at % double.unit == 0
+    }
     return len(firsts) * GRANULE
 
 
