@@ -22,7 +22,7 @@ SOURCES := $(shell find native sharedregion bench -name __pycache__ -prune -o -n
 CHECKED := $(wildcard sharedregion tests scripts bench docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv frameworks build demo benchmarks test asan tsan kill fuzz compat msharefs-check lint types format docs dist clean
+.PHONY: help venv frameworks build demo benchmarks test asan tsan kill fuzz compat cluster msharefs-check lint types format docs dist clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -101,6 +101,9 @@ msharefs-check: ## whether msharefs serves on the kernel that runs: tests and a 
 compat: build dist ## CPython's own tests on every Python found, and the suites of PyPI packages, with the drop-in
 	$(BIN)/python tests/compat/cpython.py --wheel "$$(ls -t dist/*.whl | head -n 1)" $(ARGS)
 	$(BIN)/python tests/compat/packages.py
+
+cluster: build $(VENV)/.frameworks ## Dask and Ray on two hosts made of namespaces: 1 GiB to eight workers, measured (root)
+	$(BIN)/python tests/cluster/measure.py $(ARGS)
 
 lint: venv ## check style and common mistakes
 	$(BIN)/ruff check $(CHECKED)

@@ -35,6 +35,15 @@ def homes(dask_worker: Any) -> list[str]:
     return answer
 
 
+def memory(dask_worker: Any) -> tuple[int, int]:
+    """Bytes of a worker: its proportional share of what it maps, and its page tables (VmPTE)."""
+    with open("/proc/self/smaps_rollup") as rollup:
+        pss = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    with open("/proc/self/status") as status:
+        tables = next(int(line.split()[1]) for line in status if line.startswith("VmPTE:"))
+    return pss << 10, tables << 10
+
+
 def say(word: str) -> None:
     """Tell the test, and wait for its answer."""
     print(word, flush=True)
@@ -60,6 +69,7 @@ def slow_sum(array: Any, part: int) -> float:
 def broadcast(client: Client, size: int) -> dict[str, Any]:
     """Scatter one array to all workers."""
     array = np.arange(size // 8, dtype="f8")
+    before = client.run(memory)
     started = time.monotonic()
     future = client.scatter(array, broadcast=True)
     took = time.monotonic() - started
@@ -67,6 +77,8 @@ def broadcast(client: Client, size: int) -> dict[str, Any]:
     sums = [client.submit(total, future, workers=[worker], pure=False) for worker in workers]
     right = all(value == array.sum() for value in client.gather(sums))
     answer = {"right": right, "homes": client.run(homes), "counts": client.run(counts), "seconds": took}
+    after = client.run(memory)
+    answer["grown"] = {worker: [after[worker][i] - before[worker][i] for i in (0, 1)] for worker in after}
     say("placed")
     del future, sums
     return answer

@@ -148,6 +148,60 @@ def other_version() -> dict[str, Any]:
     return {"error": error}
 
 
+@ray.remote(num_cpus=0)
+class Reader:
+    """Holds an array and says what that costs."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of this process: its proportional share of what it maps, and its page tables (VmPTE)."""
+        with open("/proc/self/smaps_rollup") as rollup:
+            pss = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+        with open("/proc/self/status") as status:
+            tables = next(int(line.split()[1]) for line in status if line.startswith("VmPTE:"))
+        return pss << 10, tables << 10
+
+    def hold(self, array: Any) -> tuple[float, str]:
+        """Read all of it."""
+        self.array = array
+        return float(array.sum()), home(array)
+
+
+def broadcast() -> dict[str, Any]:
+    """One array, held by four actors on each of two nodes."""
+    size, ours = int(os.environ["BROADCAST_BYTES"]), os.environ["BROADCAST_BY"] == "region"
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    here = ray.get_runtime_context().get_node_id()
+    actors = {
+        node: [
+            Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+            for _ in range(4)
+        ]
+        for node in nodes
+    }
+    everybody = [actor for group in actors.values() for actor in group]
+    before = dict(zip(everybody, ray.get([actor.memory.remote() for actor in everybody]), strict=True))
+    array = np.arange(size // 8, dtype="f8")
+    started = time.monotonic()
+    value = sr.share(array) if ours else array
+    put = ray.put(value)
+    sums = ray.get([actor.hold.remote(put) for actor in everybody])
+    took = time.monotonic() - started
+    after = dict(zip(everybody, ray.get([actor.memory.remote() for actor in everybody]), strict=True))
+    held = dict(zip(everybody, sums, strict=True))
+    return {
+        "seconds": took,
+        "right": {total for total, _ in sums} == {float(array.sum())},
+        "nodes": {
+            "driver's" if node == here else "other": {
+                "copies": len({held[actor][1] for actor in group}),
+                "pss": sum(after[actor][0] - before[actor][0] for actor in group),
+                "tables": sum(after[actor][1] - before[actor][1] for actor in group),
+            }
+            for node, group in actors.items()
+        },
+    }
+
+
 def main() -> None:
     """One scenario."""
     _, scenario, address = sys.argv
@@ -156,7 +210,7 @@ def main() -> None:
         runtime_env={"worker_process_setup_hook": "sharedregion.integrations.ray.register"},
     )  # fmt: skip
     in_regions.register()
-    scenarios = {f.__name__: f for f in (near, result, far, owner_killed, other_version)}
+    scenarios = {f.__name__: f for f in (near, result, far, owner_killed, other_version, broadcast)}
     print(json.dumps(scenarios[scenario]()), flush=True)
     ray.shutdown()
 
