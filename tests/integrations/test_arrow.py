@@ -276,3 +276,22 @@ def test_without_the_framework(run, unique: str, framework: str, name: str) -> N
         region["t"], region["p"] = TABLE, POLARS
         said = run(ABSENT, unique, framework, name)
         assert said.startswith(f"FrameworkMissing {framework} is not installed, version ")
+
+
+@pytest.mark.parametrize("first", ["import pyarrow", "import sharedregion", "find_spec"])
+def test_import_order(run, first: str) -> None:
+    """References are sent whichever is imported first, and when a program has only asked whether the framework is there."""
+    lines = {
+        "import pyarrow": "import pyarrow, sharedregion as sr",
+        "import sharedregion": "import sharedregion as sr; region = sr.create(size='8 MiB'); import pyarrow",
+        "find_spec": (
+            "import importlib.util, sharedregion as sr; region = sr.create(size='8 MiB')\n"
+            "assert importlib.util.find_spec('pyarrow').origin.endswith('.py')\nimport pyarrow"
+        ),
+    }
+    code = """
+from multiprocessing.reduction import ForkingPickler
+shared = sr.share(pyarrow.table({"n": list(range(10_000))}))
+print(len(ForkingPickler.dumps(shared)) < 2000)
+"""
+    assert run(lines[first] + code) == "True\n"

@@ -177,6 +177,18 @@ def test_references_of_tensors_and_storages() -> None:
         ForkingPickler.dumps(torch.nn.Parameter(tensor.float()) * 2)
 
 
+def test_a_reference_asks_for_no_more_than_there_is() -> None:
+    """A tensor's memory claims to be writable; its reference attaches for writing only to what was placed as mutable."""
+    from sharedregion.codecs.tensor import _reference
+
+    with sr.create(size="1 MiB") as region, sr.attach(region.name) as reader:
+        region["t"] = torch.ones(10)
+        region.put("m", torch.ones(10), mutable=True)
+        for tensor, writable in ((region["t"], False), (region["m"], True), (reader["m"], False)):
+            *_, what = _reference(tensor.data_ptr(), tensor.nbytes)[1]
+            assert what[-1] is writable
+
+
 ORDERS = {
     "torch first": "import torch\nimport sharedregion as sr",
     "sharedregion first": "import sharedregion as sr\nimport torch",
