@@ -407,6 +407,46 @@ def test_a_drawn_machine_is_read_as_it_was_drawn(
     assert found["gone"] == [4001, 999999999]
 
 
+def draw_msharefs() -> bytes:
+    """Three processes; two have linked the PUD table of an msharefs region, which no process's own count includes."""
+    machine = Machine(4)
+    own, own_pgd = machine.task(100, b"own")
+    pmd, va = machine.levels - 2, 0x7E8000000000
+    first, pgd = machine.task(200, b"reader")
+    machine.map(pgd, va, 6 * GIB | HUGE | PRESENT | NOISE, pmd)
+    machine.map(pgd, va + (2 << 20), 7 * GIB | HUGE | PRESENT | NOISE, pmd)
+    machine.map(pgd, va + 3 * GIB, 8 * GIB | PRESENT | NOISE, machine.levels - 1)  # a page of a file beside
+    machine.count(first, 0)
+    region = machine.tables[(pgd << 9) + (va >> 39 & 511)]
+    link = machine.tables[(region << 9) + (va >> 30 & 511)] | NOISE | PRESENT
+    second, pgd = machine.task(201, b"reader")
+    machine.map(pgd, va + 512 * GIB, link, 1, given=region)
+    machine.map(pgd, 0x10000, 9 * GIB | PRESENT | NOISE, machine.levels - 1)
+    machine.count(second, 3)
+    third, pgd = machine.task(202, b"other")
+    machine.map(pgd, 0x10000, 9 * GIB | PRESENT | NOISE, machine.levels - 1)
+    machine.count(third, 3)
+    return machine.finish(own, own_pgd)
+
+
+def test_tables_linked_from_an_msharefs_region_are_shared_tables(look: Callable[..., Any]) -> None:
+    """They are found in each process that linked them, counted once, though VmPTE leaves them out everywhere."""
+    done = look(draw_msharefs(), "200", "201", "202")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, second, third = found["processes"]
+    # A PUD table, a PMD table for each of two GiB, and a PTE table.
+    assert first["shared_bytes"] == second["shared_bytes"] == 4 * PAGE
+    assert third["shared_bytes"] == 0
+    assert first["private_bytes"] == PAGE
+    assert second["private_bytes"] == third["private_bytes"] == 4 * PAGE
+    assert (first["vm_pte_bytes"], second["vm_pte_bytes"]) == (0, 3 * PAGE)
+    assert [process["moving"] for process in (first, second, third)] == [0, 0, 0]
+    assert found["distinct_bytes"] == (1 + 4 + 4 + 4) * PAGE
+    levels = {one["level"]: (one["tables"], one["processes"]) for one in found["shared"]["tables"]}
+    assert levels == {"pud": (1, 2), "pmd": (2, 2), "pte": (1, 2)}
+
+
 def test_a_kernel_whose_types_lack_a_field_is_refused_by_name(look: Callable[..., Any]) -> None:
     """What is needed and not described is named; what is optional is left out."""
     lacking = {**STRUCTS, "mm_struct": (512, {}, {"pgtables_bytes": 136})}
