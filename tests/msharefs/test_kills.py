@@ -65,7 +65,7 @@ def test_writers_killed(
             writers[which].send_signal(signal.SIGKILL)
             writers[which].wait()
             region._check()
-            for _, value in reader.items():
+            for value in reader.values():
                 seen += 1
                 assert value is not None
                 if len(value) != len(fixed):
