@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -34,15 +35,15 @@ class Finding:
         return asdict(self) | {"evidence": list(self.evidence), "commands": list(self.commands)}
 
 
-class Check:
+class Check(ABC):
     """One question."""
 
     name: ClassVar[str]
     question: ClassVar[str]
 
+    @abstractmethod
     def look(self, scene: Scene) -> Finding:
         """The answer. OSError, ValueError and errors of the family are caught by the caller."""
-        raise NotImplementedError
 
     def found(
         self,
