@@ -74,8 +74,7 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
 {
     uint64_t data_len = data_length(h), steps = 0;
     bool twice = lives != EITHER;
-    /* Others beside these would do what is to be stepped. */
-    uint32_t serial = (uint32_t)t_random(random), pauses = h->pins_full || h->tombs ? PAUSES : 0;
+    uint32_t serial = (uint32_t)t_random(random), pauses = h->alone ? PAUSES : 0;
     clear_snapshot(shot);
     update(shot, on, data_len);
     for (;;) {

@@ -49,6 +49,7 @@ struct history {
     bool pins_full;            /* its row is full of pins: the next one needs another             */
     bool tombs;                /* its index is half full of tombstones: the next object moves slots */
     bool large;                /* on memory of large pages                                        */
+    bool alone;                /* nobody does beside it what is to be stepped                     */
     struct step stepped;
 };
 

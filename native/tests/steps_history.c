@@ -82,6 +82,7 @@ void make_history(struct history *h, uint64_t seed)
     if (seed % 1024 == 500 || h->tombs) h->stepped.kind = PUT_NEW;
     if (h->pins_full) h->stepped.kind = GET;
     h->large = h->stepped.kind == REPAIR;
+    h->alone = h->pins_full || h->tombs || seed % 4096 == 1524;
     for (uint32_t i = 0; i < count; i++) {
         struct step *s = &h->setup[h->setup_count++];
         uint64_t dice = t_below(&random, 10);

@@ -71,7 +71,7 @@ def test_soak_with_a_kill_every_50_ms(programs: Path, namespaces: int) -> None:
     _run(
         programs,
         "kill",
-        "seconds=20" if not namespaces else "seconds=8",
+        "seconds=60" if not namespaces else "seconds=15",
         "every_ms=50",
         f"namespaces={namespaces}",
     )

@@ -210,7 +210,11 @@ def test_another_users_region(unique: str, as_nobody) -> None:
         said = as_nobody(f"sr.attach({unique!r})", expect=1)
         assert "RegionDenied" in said
         assert "RegionDenied" in as_nobody(f"sr.unlink({unique!r})", expect=1)
-        assert "RegionExists" in as_nobody(f"sr.create({unique!r}, size=4096)", expect=1)
+        for more in ("", ", replace=True"):
+            said = as_nobody(f"sr.create({unique!r}, size=4096{more})", expect=1)
+            assert "RegionExists" in said
+            assert "another user" in said
+            assert "another name" in said
         assert region["x"] == {"a": 1}
     with sr.create(unique, size="1 MiB", mode=0o644) as region:
         region["x"], region["d"] = np.arange(10), {"a": 1}
