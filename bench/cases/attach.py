@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from sharedregion.bench import placed
-from sharedregion.bench.case import GIB, MIB, MOST, Bars, Case, Job, Lines, Metric, Sample, Setting
+from sharedregion.bench.case import GIB, MIB, MOST, OURS, Bars, Case, Job, Lines, Metric, Sample, Setting
 from sharedregion.bench.crew import crew
 
 WORKERS = 5
@@ -17,10 +17,16 @@ def plan(setting: Setting) -> list[Job]:
     if setting.quick:
         sizes: tuple[int, ...] = (setting.small or 256 * MIB,)
     else:
-        sizes = tuple(n for n in (64 * MIB, 512 * MIB, 2 * GIB) if n <= (setting.small or n))
+        sizes = tuple(n for n in (64 * MIB, 2 * GIB) if n <= (setting.small or n))
     return [
         placed.job(
-            CASE.name, name, setting, size, 2 if setting.quick else WORKERS, rounds=1 if setting.quick else 3
+            CASE.name,
+            name,
+            setting,
+            size,
+            2 if setting.quick else WORKERS,
+            # More where a budget hangs on it.
+            rounds=3 if size >= GIB and name in (*OURS, "shared_memory") else 1,
         )
         for size in sizes
         for name in placed.subjects(setting)

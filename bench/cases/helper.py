@@ -16,12 +16,12 @@ def plan(setting: Setting) -> list[Job]:
     """One process, then many: forked ones that have some memory of their own."""
     many = 100 if setting.quick else 1000
     return [
-        Job(CASE.name, "one process", {"processes": 1}, rounds=1 if setting.quick else 5, seconds=1),
+        Job(CASE.name, "one process", {"processes": 1}, rounds=1 if setting.quick else 3, seconds=1),
         Job(
             CASE.name,
             f"{many} processes",
             {"processes": many},
-            rounds=1 if setting.quick else 3,
+            rounds=1 if setting.quick else 2,
             memory=many * 2 * MIB,
             seconds=1 + many / 150,
         ),
@@ -29,7 +29,7 @@ def plan(setting: Setting) -> list[Job]:
             CASE.name,
             f"{many} processes, by mapping",
             {"processes": many, "mappings": 1},
-            rounds=1 if setting.quick else 3,
+            rounds=1 if setting.quick else 2,
             memory=many * 2 * MIB,
             seconds=1 + many / 150,
         ),
@@ -57,7 +57,7 @@ def measure(job: Job) -> Iterator[Sample]:
         while waiting and select.select([ready], [], [], 30)[0]:
             waiting -= len(os.read(ready, waiting))
         times, found = [], None
-        for _ in range(3 if job.quick else 7):
+        for _ in range(3 if job.quick else 5):
             started = time.perf_counter()
             found = sr.footprint(*pids, mappings="mappings" in job.params)
             times.append(time.perf_counter() - started)

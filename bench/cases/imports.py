@@ -24,7 +24,7 @@ _MODULES = {"import sharedregion": "sharedregion", "import multiprocessing.pool"
 def plan(setting: Setting) -> list[Job]:
     """Both, in turn."""
     return [
-        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 5, seconds=1.5) for subject in _MODULES
+        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 3, seconds=1.5) for subject in _MODULES
     ]
 
 

@@ -20,7 +20,7 @@ def plan(setting: Setting) -> list[Job]:
             CASE.name,
             subject,
             {"size": size},
-            rounds=2 if setting.quick else 7,
+            rounds=2 if setting.quick else 5,
             memory=2 * size + 256 * MIB,
             seconds=0.5 + 2.5 * size / GIB,
         )

@@ -23,7 +23,7 @@ def plan(setting: Setting) -> list[Job]:
             CASE.name,
             name,
             {"object": size},
-            rounds=1 if setting.quick else 3,
+            rounds=2 if name in OURS and not setting.quick else 1,
             memory=512 * MIB,
             seconds=0.8 if setting.quick else 2,
             cannot=unusable_reason(name, setting) if name in OURS else None,

@@ -42,7 +42,7 @@ def plan(setting: Setting) -> list[Job]:
             name,
             {"operation": operation},
             rounds=1,
-            seconds=1.2 if setting.quick else 4.5,
+            seconds=1.2 if setting.quick else 3,
             cannot=lacking or (unusable_reason(name, setting) if name in OURS else None),
         )
         for operation in list(OPERATIONS)[: 2 if setting.quick else None]
@@ -58,7 +58,7 @@ def measure(job: Job) -> Iterator[Sample]:
         out = os.path.join(folder, "out.json")
         words = f"{job.subject} {job.params['operation']} {job.prefix} {folder}"
         few = ["--processes=1", "--values=3", "--min-time=0.01", "--warmups=0"]
-        many = ["--processes=3", "--values=4", "--min-time=0.1", "--warmups=1"]
+        many = ["--processes=2", "--values=4", "--min-time=0.1", "--warmups=1"]
         done = subprocess.run(
             [
                 sys.executable,

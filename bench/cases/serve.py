@@ -53,7 +53,7 @@ def plan(setting: Setting) -> list[Job]:
     workers = 2 if setting.quick else 4
     # Each takes seconds to import its frameworks.
     names = [OWN_COPY, "thp"] if setting.quick else [OWN_COPY, OWN_MMAP, *placed.subjects(setting)]
-    seconds = 5 if setting.quick else 10
+    seconds = 5 if setting.quick else 8
     jobs = []
     for name in names:
         if name in (OWN_COPY, OWN_MMAP):
@@ -66,7 +66,6 @@ def plan(setting: Setting) -> list[Job]:
                 made.case,
                 made.subject,
                 made.params,
-                rounds=1 if setting.quick else 2,
                 memory=made.memory + 600 * MIB,
                 pool=made.pool,
                 seconds=made.seconds,
@@ -189,7 +188,7 @@ def _serve(job: Job, team: Crew, seconds: float) -> Iterator[Sample]:
 
 def measure(job: Job) -> Iterator[Sample]:
     """Workers start one after the other, then all answer at the same time."""
-    workers, seconds = int(job.params["workers"]), 0.5 if job.quick else 3
+    workers, seconds = int(job.params["workers"]), 0.5 if job.quick else 2
     modules = (*MODULES, "safetensors.torch", "transformers.models.bert.modeling_bert")
     if job.subject in (OWN_COPY, OWN_MMAP):
         with crew(job.subject, workers, modules) as team:
