@@ -25,7 +25,7 @@ def plan(setting: Setting) -> list[Job]:
     if setting.quick:
         return [_dense(name, setting, setting.small or 256 * MIB, 2) for name in placed.subjects(setting)]
     most = setting.small or 16 * GIB
-    wanted = [(64 * MIB, FEW), (GIB, FEW), (4 * GIB, FEW), (16 * GIB, FEW), (GIB, 32), (GIB, 256)]
+    wanted = [(64 * MIB, FEW), (GIB, FEW), (4 * GIB, FEW), (16 * GIB, FEW), (GIB, 32), (GIB, 128)]
     chosen = dict.fromkeys((min(size, most), workers) for size, workers in wanted)
     jobs = [
         _dense(name, setting, size, workers) for size, workers in chosen for name in placed.subjects(setting)
@@ -37,8 +37,8 @@ def plan(setting: Setting) -> list[Job]:
 
 def _dense(name: str, setting: Setting, size: int, workers: int) -> Job:
     made = placed.job(CASE.name, name, setting, size, workers)
-    if (size > 4 * GIB or workers > 32) and name not in _LONG:
-        return replace(made, cannot="up to 4 GiB and 32 workers here; beyond, two peers stand for all")
+    if (size > GIB or workers > FEW) and name not in _LONG:
+        return replace(made, cannot=f"up to 1 GiB and {FEW} workers here; beyond, two peers stand for all")
     return made
 
 

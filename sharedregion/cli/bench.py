@@ -17,6 +17,9 @@ from sharedregion.cli.options import size_option
 
 __all__ = ["bench"]
 
+#: What is timed needs less memory than this; more would take longer than it is worth.
+WARM = 6 << 30
+
 
 def _names(kind: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
     def check(_: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,7 +114,7 @@ def _measure(
                 most = max(
                     (job.memory + (job.pool[0] * job.pool[1] if job.pool else 0) for job in jobs), default=0
                 )
-                room = machine.available() * 8 // 10
+                room = min(machine.available() * 8 // 10, WARM)
                 warmed = machine.warm(min(most, room, (1 << 30) if quick else room))
                 say(_head(chosen, quick, setting.peers, warmed))
                 run.run(jobs, say, progress)
