@@ -169,6 +169,9 @@ def reserve(guardian: Guardian, pages: int, size: int = 2 << 20) -> None:
     if missing <= 0:
         return
     guardian.announce("pool", size, missing)
+    # Free memory may lie in pieces: let the kernel move them together first.
+    with contextlib.suppress(OSError):
+        write("/proc/sys/vm/compact_memory", 1)
     write(pool.control, pool.persistent + missing)
     grown = hugepage_pools()[size]
     if grown.available < pages:

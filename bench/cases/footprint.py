@@ -25,7 +25,7 @@ def plan(setting: Setting) -> list[Job]:
     if setting.quick:
         return [_dense(name, setting, setting.small or 256 * MIB, 2) for name in placed.subjects(setting)]
     most = setting.small or 16 * GIB
-    wanted = [(64 * MIB, FEW), (GIB, FEW), (4 * GIB, FEW), (16 * GIB, FEW), (GIB, 32), (GIB, 128)]
+    wanted = [(64 * MIB, FEW), (GIB, FEW), (4 * GIB, FEW), (16 * GIB, FEW), (GIB, 32), (GIB, 256)]
     chosen = dict.fromkeys((min(size, most), workers) for size, workers in wanted)
     jobs = [
         _dense(name, setting, size, workers) for size, workers in chosen for name in placed.subjects(setting)
