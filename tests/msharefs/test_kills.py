@@ -13,7 +13,7 @@ import pytest
 import sharedregion as sr
 
 MIB = 1 << 20
-KILLS = int(os.environ.get("SHAREDREGION_KILLS", "24"))
+KILLS = int(os.environ.get("SHAREDREGION_KILLS", "10"))
 
 WRITER = """
 import random, sys, numpy as np, sharedregion as sr
