@@ -84,7 +84,7 @@ asan: build-asan/native/tests/ok ## run the native tests under AddressSanitizer 
 	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 native/tests/run build-asan
 
 tsan: build-tsan/native/tests/ok ## run the native tests under ThreadSanitizer
-	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads members catalog
+	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads members catalog damage
 
 kill: build-native/native/tests/ok ## kill at every instruction and at random times: 10,000 histories, 500 kills, a soak (half an hour)
 	@native/tests/run build-native --whole

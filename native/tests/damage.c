@@ -225,6 +225,32 @@ static void tombstones_go(uint64_t rounds)
     sr_region_close(r);
 }
 
+/* The same, moved far and often. This test makes the moves away itself, and beside them nobody looks. */
+static void slots_move_back(uint64_t rounds)
+{
+    struct sr_error error = {0};
+    struct sr_region *r = t_create(t_region_name("damage"), &sr_backend_shm, 64 * SR_KIB, false), *reader = t_attach(r->name, false);
+    char name[16];
+    for (int i = 0; i < 300; i++) {
+        snprintf(name, sizeof name, "s%d", i);
+        put(r, name, 8, (uint64_t)i);
+    }
+    for (uint64_t k = 0; k < rounds; k++) {
+        t_entomb(r, 40);
+        pthread_t thread;
+        atomic_store(&stop, false);
+        EXPECT(pthread_create(&thread, NULL, look_all_the_time, reader) == 0, "pthread_create");
+        if (k % 2) usleep(50);
+        put(r, "s0", 8, k);
+        EXPECT(sr_state(r)->st_slots_used < 500, "nothing was moved: the test says nothing");
+        atomic_store(&stop, true);
+        pthread_join(thread, NULL);
+    }
+    OK(sr_catalog_check(r, &error));
+    sr_region_close(reader);
+    sr_region_close(r);
+}
+
 int main(int argc, char **argv)
 {
     lock_of_who_has_it_not();
@@ -232,6 +258,7 @@ int main(int argc, char **argv)
     pins_that_say_nothing();
     recovery_without_memory();
     tombstones_go(t_option(argc, argv, "rounds", 300000));
+    slots_move_back(t_option(argc, argv, "rounds", 300000) / 100);
     puts("locks, pins, a recovery without memory, slots that move");
     return 0;
 }

@@ -110,33 +110,6 @@ static void fill_row(struct sr_region *r)
     }
 }
 
-/* Tombstones in half of the index, and names behind some of them that could lie before: as many puts
- * and deletes leave it, here made at once. */
-static void entomb(struct sr_region *r)
-{
-    struct sr_error error = {0};
-    bool abandoned;
-    OK(sr_lock(r, &abandoned, &error));
-    _Atomic uint64_t *slots = sr_slots(r, 0);
-    const uint64_t count = sr_slots_count(0), until = count / 2 + 100;
-    for (uint64_t i = 0; i < until; i++) {
-        uint64_t value = sr_slot_load(slots, 0, i);
-        if (sr_slot_entry(value) != 0 && sr_slot_load(slots, 0, i + 3) == SR_SLOT_EMPTY) {
-            sr_slot_store(slots, 0, i + 3, value);
-            value = SR_SLOT_EMPTY;
-            for (uint64_t k = i; k < i + 3; k++)
-                if (sr_slot_load(slots, 0, k) == SR_SLOT_EMPTY || k == i) sr_slot_store(slots, 0, k, SR_SLOT_TOMB);
-            i += 3;
-        } else if (value == SR_SLOT_EMPTY) {
-            sr_slot_store(slots, 0, i, SR_SLOT_TOMB);
-        }
-    }
-    uint32_t used = 0;
-    for (uint64_t i = 0; i < count; i++) used += sr_slot_load(slots, 0, i) != SR_SLOT_EMPTY;
-    sr_state(r)->st_slots_used = used;
-    sr_unlock(r);
-}
-
 void child(const struct history *h, bool on_second)
 {
     struct sr_error error = {0};
@@ -166,7 +139,7 @@ void child(const struct history *h, bool on_second)
     }
     for (uint32_t i = 0; i < h->setup_count; i++) control->done[i] = prepare(&h->setup[i]);
     if (h->pins_full) fill_row(self);
-    if (h->tombs) entomb(self);
+    if (h->tombs) t_entomb(self, 3);
     if (h->stepped.kind == CLOSE_LAST && other) {
         sr_region_close(other);
         control->other_open = false;

@@ -79,6 +79,28 @@ struct sr_desc t_desc(const char *name, uint64_t len, uint64_t seed, uint16_t me
     };
 }
 
+void t_entomb(struct sr_region *r, uint64_t far)
+{
+    struct sr_error error = {0};
+    bool abandoned;
+    uint32_t used = 0;
+    OK(sr_lock(r, &abandoned, &error));
+    _Atomic uint64_t *slots = sr_slots(r, 0);
+    const uint64_t count = sr_slots_count(0), until = count / 2 + 100;
+    /* From behind, so that the way between has no end before the name that is moved. */
+    for (uint64_t i = until; i-- > 0;)
+        if (sr_slot_load(slots, 0, i) == SR_SLOT_EMPTY) sr_slot_store(slots, 0, i, SR_SLOT_TOMB);
+    for (uint64_t i = until - far; i-- > 0;) {
+        uint64_t value = sr_slot_load(slots, 0, i);
+        if (sr_slot_entry(value) == 0 || sr_slot_load(slots, 0, i + far) != SR_SLOT_TOMB) continue;
+        sr_slot_store(slots, 0, i + far, value);
+        sr_slot_store(slots, 0, i, SR_SLOT_TOMB);
+    }
+    for (uint64_t i = 0; i < count; i++) used += sr_slot_load(slots, 0, i) != SR_SLOT_EMPTY;
+    sr_state(r)->st_slots_used = used;
+    sr_unlock(r);
+}
+
 uint64_t t_option(int argc, char **argv, const char *name, uint64_t otherwise)
 {
     size_t len = strlen(name);

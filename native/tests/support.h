@@ -46,6 +46,9 @@ struct sr_region *t_attach(const char *name, bool writable);
 
 /* name -> descriptor; metadata `meta_len` bytes of the seed. */
 struct sr_desc t_desc(const char *name, uint64_t len, uint64_t seed, uint16_t meta_len, uint8_t *meta, uint8_t flags);
+/* Tombstones in half of the index, and names `far` slots behind some of them that could lie there: as
+ * many puts and deletes leave it, here made at once. */
+void t_entomb(struct sr_region *r, uint64_t far);
 /* An option of the form name=number. */
 uint64_t t_option(int argc, char **argv, const char *name, uint64_t otherwise);
 double t_seconds(void);
