@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import stat
 import struct
 import sys
@@ -551,6 +552,9 @@ FOLDER = ""
 def main() -> None:
     global FOLDER
     FOLDER = sys.argv[1]
+    # Whoever ends the tests ends this program, and the mount must not stay.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     double = Double(FOLDER, int(sys.argv[2]))
     pid = os.getpid()
     print(pid, time.time(), flush=True)
