@@ -159,11 +159,21 @@ def _one(
             beyond.add((job.case, job.subject))
             status("missing", missing[job.subject])
         return
-    refusal = _refusal(job, guardian)
-    if refusal:
-        status("refused", refusal)
-        return
-    status(*_process(job, say, guardian, mark))
+    # Huge pages are given back after each job: the next one may want the memory otherwise.
+    with _lender() if job.pool else contextlib.nullcontext(guardian) as lender:
+        refusal = _refusal(job, lender)
+        answer = ("refused", refusal) if refusal else _process(job, say, guardian, mark)
+    status(*answer)
+
+
+@contextlib.contextmanager
+def _lender() -> Iterator[Guardian]:
+    guardian = Guardian()
+    try:
+        yield guardian
+    finally:
+        with deferred():
+            guardian.undo()
 
 
 def _refusal(job: Job, guardian: Guardian) -> str | None:

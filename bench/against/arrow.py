@@ -29,22 +29,24 @@ def _read(path: str) -> Any:
 
 
 @contextlib.contextmanager
-def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[str]:
+def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[list[Any]]:
     path = os.path.join(where[1], "held.arrow")
-    data = np.empty(size, np.uint8)
-    fill(data)
+    # An array has 2^31 - 1 elements at most; the last bytes are cut off at the reader's end.
+    whole = np.empty(-(-size // 8), np.uint64)
+    fill(whole.view(np.uint8)[:size])
     try:
-        _write(path, data)
-        del data
-        yield path
+        _write(path, whole)
+        del whole
+        yield [path, size]
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
 @contextlib.contextmanager
-def view(ticket: str) -> Iterator[Bytes]:
-    yield _read(ticket)
+def view(ticket: list[Any]) -> Iterator[Bytes]:
+    path, size = ticket
+    yield _read(path).view(np.uint8)[:size]
 
 
 class _Store:

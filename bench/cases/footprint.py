@@ -24,7 +24,9 @@ def plan(setting: Setting) -> list[Job]:
     """Sizes with few workers, then more workers with one size, then sizes that no machine has."""
     if setting.quick:
         return [_dense(name, setting, setting.small or 256 * MIB, 2) for name in placed.subjects(setting)]
-    most = setting.small or 16 * GIB
+    # The largest power of two that leaves a quarter of the memory free.
+    largest = 1 << (max(setting.memory * 3 // 4, GIB).bit_length() - 1)
+    most = setting.small or min(16 * GIB, largest)
     wanted = [(64 * MIB, FEW), (GIB, FEW), (4 * GIB, FEW), (16 * GIB, FEW), (GIB, 32), (GIB, 256)]
     chosen = dict.fromkeys((min(size, most), workers) for size, workers in wanted)
     jobs = [

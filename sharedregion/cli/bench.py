@@ -49,7 +49,13 @@ def _names(kind: str) -> Callable[[click.Context, click.Parameter, tuple[str, ..
 )
 @click.option("--json", "out", metavar="FILE", help="Write each figure as a line of JSON, as it is measured.")
 @click.option("--report", "folder", metavar="DIR", help="Write a report with charts: DIR/index.html.")
-@click.option("--from", "stored", metavar="FILE", help="Measure nothing: take the results that --json wrote.")
+@click.option(
+    "--from",
+    "stored",
+    metavar="FILE",
+    multiple=True,
+    help="Measure nothing: take the results that --json wrote. Of several files, a later one replaces cases.",
+)
 @click.option(
     "--size", callback=size_option, metavar="SIZE", help="No case uses more than so many bytes of data."
 )
@@ -60,7 +66,7 @@ def bench(
     quick: bool,
     out: str | None,
     folder: str | None,
-    stored: str | None,
+    stored: tuple[str, ...],
     size: int | None,
     listing: bool,
 ) -> int:
@@ -74,13 +80,26 @@ def bench(
     if listing:
         _list()
         return 0
-    if stored is not None:
-        with open(stored, encoding="ascii") as file:
-            results = records.Results(records.read(file))
+    if stored:
+        results = records.Results(_stored(stored))
         _show(results, names)
         _report(results, folder)
         return 0
     return _measure(names, peers, quick, out, folder, size)
+
+
+def _stored(paths: Sequence[str]) -> list[Any]:
+    from sharedregion.bench import records
+
+    found: list[Any] = []
+    for path in paths:
+        with open(path, encoding="ascii") as file:
+            newer = list(records.read(file))
+        again = {record["case"] for record in newer if "case" in record}
+        found = [record for record in found if record.get("case") not in again]
+        # The first file says what it was measured on.
+        found += [record for record in newer if "case" in record or path == paths[0]]
+    return found
 
 
 def _measure(

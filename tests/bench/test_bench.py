@@ -222,6 +222,17 @@ def test_stored_lines_give_the_report_and_the_tables_again(whole: Path, tmp_path
     assert (tmp_path / "again/index.html").read_text() == (whole / "index.html").read_text()
     for name in cases.NAMES:
         assert f"{name}: {cases.load(name).title}" in done.stdout
+    # Measured again, a case takes the place of what it was.
+    (tmp_path / "newer").write_text(
+        "".join(
+            line.replace('"value": ', '"value": 12345')
+            for line in (whole / "lines").read_text().splitlines(keepends=True)
+            if '"case": "helper"' in line
+        )
+    )
+    both = bench("--from", str(whole / "lines"), "--from", str(tmp_path / "newer")).stdout
+    assert "12345" in both.replace(",", "")
+    assert "footprint: " in both
     one = bench("helper", "--from", str(whole / "lines"))
     assert "helper: " in one.stdout
     assert "footprint: " not in one.stdout
