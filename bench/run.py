@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sharedregion._guardian import Guardian, end_marked, marked_processes, reserve
+from sharedregion._guardian import Guardian, end_marked, marked_processes, remove_names, reserve
 from sharedregion._kernel.sysfs import hugepage_pools
 from sharedregion._signals import deferred
 from sharedregion._sizes import format_size
@@ -111,8 +111,9 @@ def run(jobs: Sequence[Job], say: Say, progress: Progress = lambda *_: None) -> 
         done = 0.0
         missing = missing_peers({job.subject for job in jobs} & set(against.NAMES))
         beyond: set[tuple[str, str]] = set()
-        for job in jobs:
-            settled = dataclasses.replace(job, prefix=f"{mark}-", folder=folder)
+        for number, job in enumerate(jobs):
+            # A prefix for each, so that none stumbles over what another left.
+            settled = dataclasses.replace(job, prefix=f"{mark}-{number:x}-", folder=folder)
             progress(_words(job), done, total)
             _one(settled, say, guardian, missing, beyond, mark)
             done += 0 if job.cannot else job.seconds
@@ -221,6 +222,7 @@ def _process(job: Job, say: Say, guardian: Guardian, mark: str) -> tuple[str, st
         answer, code = ("killed", str(error)), None
     finally:
         _end(process, mark)
+        remove_names(job.prefix)
         log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
         said = log.read().decode(errors="replace").strip().splitlines()
         log.close()

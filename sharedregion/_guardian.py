@@ -22,7 +22,7 @@ from sharedregion._signals import deferred
 from sharedregion._sizes import format_size
 from sharedregion.errors import ToolError
 
-__all__ = ["Guardian", "end_marked", "marked_processes", "memory_group", "reserve", "write"]
+__all__ = ["Guardian", "end_marked", "marked_processes", "memory_group", "remove_names", "reserve", "write"]
 
 
 class Guardian:
@@ -101,11 +101,7 @@ def _undo(step: Sequence[Any], root: str) -> None:
     elif step[0] == "folder":
         shutil.rmtree(step[1], ignore_errors=True)
     elif step[0] == "names":
-        for name in os.listdir("/dev/shm"):
-            if step[1] in name:
-                path = os.path.join("/dev/shm", name)
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        remove_names(step[1])
     elif step[0] == "processes":
         end_marked(step[1])
 
@@ -124,6 +120,15 @@ def _undo_group(path: str) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+def remove_names(text: str) -> None:
+    """Remove whatever in /dev/shm has this text in its name."""
+    for name in os.listdir("/dev/shm"):
+        if text in name:
+            path = os.path.join("/dev/shm", name)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def marked_processes(text: str) -> Iterator[int]:

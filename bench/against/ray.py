@@ -6,6 +6,8 @@ import base64
 import contextlib
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,11 +31,12 @@ def _cluster(room: int, where: tuple[str, str]) -> Iterator[str]:
     import ray
 
     # Names of sockets below this folder must be short.
+    folder = tempfile.mkdtemp(prefix="ray")
     ray.init(
         num_cpus=1,
         include_dashboard=False,
         object_store_memory=max(room, 80 << 20),
-        _temp_dir=f"/tmp/{where[0].rstrip('-')}",
+        _temp_dir=folder,
         _plasma_directory=where[1],
         _node_ip_address="127.0.0.1",
         **_QUIET,
@@ -42,6 +45,7 @@ def _cluster(room: int, where: tuple[str, str]) -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
