@@ -171,7 +171,8 @@ def _template(subject: str, modules: Sequence[str], descriptors: Sequence[int]) 
     else:
         import sharedregion
 
-        assert sharedregion
+        # The face loads what is behind it when it is first asked for.
+        assert sharedregion.attach
     touch(np.zeros(4096, np.uint8))
     for number, descriptor in enumerate(descriptors):
         if os.fork() == 0:

@@ -14,17 +14,21 @@ import sys, time
 import numpy
 before = set(sys.modules)
 started = time.perf_counter()
-__import__(sys.argv[1])
+exec(sys.argv[1])
 print(time.perf_counter() - started, len(set(sys.modules) - before))
 """
-#: Subject -> module: what comes with Python is there to compare with.
-_MODULES = {"import sharedregion": "sharedregion", "import multiprocessing.pool": "multiprocessing.pool"}
+#: What is run, by subject: what comes with Python is there to compare with.
+_PROGRAMS = {
+    "import sharedregion": "import sharedregion",
+    "import it and ask it for attach": "import sharedregion; sharedregion.attach",
+    "import multiprocessing.pool": "import multiprocessing.pool",
+}
 
 
 def plan(setting: Setting) -> list[Job]:
     """Both, in turn."""
     return [
-        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 3, seconds=1.5) for subject in _MODULES
+        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 3, seconds=1.5) for subject in _PROGRAMS
     ]
 
 
@@ -33,7 +37,7 @@ def measure(job: Job) -> Iterator[Sample]:
     times, count = [], 0
     for _ in range(4 if job.quick else 10):
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _TIMED, _MODULES[job.subject]],
+            [sys.executable, "-P", "-c", _TIMED, _PROGRAMS[job.subject]],
             check=True,
             capture_output=True,
             text=True,

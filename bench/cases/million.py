@@ -13,7 +13,9 @@ import numpy as np
 from sharedregion.bench.case import GIB, Case, Job, Metric, Sample, Setting
 
 WORKER = """
-import sys, time, sharedregion as sr
+import sys, time, numpy, sharedregion as sr
+# The face loads what is behind it when it is first asked for; the idle worker has it too.
+sr.attach
 name, count = sys.argv[1], int(sys.argv[2])
 if name != "idle":
     started = time.perf_counter()
