@@ -175,6 +175,8 @@ BUDGETS: tuple[Budget, ...] = (
         Pick("writers", "rate", ("thp",), {"processes": 8}),
         over=Pick("writers", "rate", ("thp",), {"processes": 1}),
         more=True,
+        why="A small put is nearly all inside the region's one lock: on idle processors a second writer adds the lock's way "
+        "from one processor to the other, as with LMDB. Where other programs take the processors' time, eight do more.",
     ),
     Budget(
         "large-fresh",

@@ -163,13 +163,18 @@ def _memory(pid: int) -> dict[str, int]:
     return {"pss": found.get("Pss", 0), "own": found.get("Private_Clean", 0) + found.get("Private_Dirty", 0)}
 
 
-def _serve(job: Job, team: Crew, seconds: float) -> Iterator[Sample]:
+def _serve(job: Job, team: Crew, seconds: float, ticket: Any = None) -> Iterator[Sample]:
     import sharedregion as sr
 
     folder = _folder()
     workers = int(job.params["workers"])
     before = [_memory(pid) for pid in team.pids]
     tables = [one.private_bytes for one in sr.footprint(*team.pids).processes]
+    attached = [
+        # A worker's own copy, if it gets one here, is its memory too.
+        team.ask(number, "attach", ticket=ticket, passes=0)["attach"] if ticket is not None else 0.0
+        for number in range(workers)
+    ]
     first = [
         team.ask(number, "call", where=f"{_HERE}:start", how=job.subject, folder=folder)
         for number in range(workers)
@@ -181,7 +186,7 @@ def _serve(job: Job, team: Crew, seconds: float) -> Iterator[Sample]:
     yield "own", statistics.median(b["own"] - a["own"] for a, b in zip(before, after, strict=True))
     yield "pss", statistics.median(b["pss"] - a["pss"] for a, b in zip(before, after, strict=True))
     yield "tables", statistics.median(b - a for a, b in zip(tables, grown, strict=True))
-    yield "start", statistics.median(seconds for seconds, _ in first)
+    yield "start", statistics.median(a + seconds for a, (seconds, _) in zip(attached, first, strict=True))
     yield "rate", sum(rates)
     yield "answer", first[0][1][0]
 
@@ -200,9 +205,7 @@ def measure(job: Job) -> Iterator[Sample]:
         memory[:] = np.fromfile(path, np.uint8)
 
     with placed.held(job, fill) as ticket, crew(job.subject, workers, modules) as team:
-        for number in range(workers):
-            team.ask(number, "attach", ticket=ticket, passes=0)
-        yield from _serve(job, team, seconds)
+        yield from _serve(job, team, seconds, ticket)
 
 
 CASE = Case(
