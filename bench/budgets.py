@@ -133,6 +133,8 @@ BUDGETS: tuple[Budget, ...] = (
         16 * KIB,
         "B",
         Pick("footprint", "private", ("thp",), less=4 * KIB),
+        why="It holds as far as the kernel finds whole pages of 2 MiB; where memory is short or in pieces, the rest stays in "
+        "4 KiB pages, at 2 MiB for each GiB of it, and stats().huge_fraction of the region says how much that is.",
     ),
     Budget(
         "attach-thp",

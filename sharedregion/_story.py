@@ -349,8 +349,10 @@ def linked_side(
     if kind == "hugetlb-2m":
         reserve(guardian, size // step)
     segment = Segment.create(kind, size, "memfd")
-    for offset in range(0, size, step):
-        segment.commit(offset, PAGE if kind == "shm" else HUGE)
+    if kind != "shm":
+        # Small pages come when they are first read.
+        for offset in range(0, size, step):
+            segment.commit(offset, HUGE)
     # A client's mapping is its own; nothing of this one is to be counted.
     segment.unmap()
 
