@@ -92,7 +92,8 @@ static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
     uint32_t block;
-    int got = sr_entry__block(r, n, &block, e);
+    int got = sr_entry__sound(r, n, e);    /* or another object's block would be given back */
+    if (got == 0) got = sr_entry__block(r, n, &block, e);
     if (got < 0) return got;
     if (sr_pinned(r, block)) return 0;
     got = sr_list__remove(r, &s->st_limbo, n, e);

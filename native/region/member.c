@@ -74,7 +74,7 @@ static void put_half(_Atomic uint32_t *word, uint32_t value, uint64_t salt)
 
 static uint32_t who_crc(const struct sr_row *row, uint32_t n)
 {
-    const size_t from = offsetof(struct sr_row, row_joined_ns), to = offsetof(struct sr_row, row_tickets_used);
+    const size_t from = offsetof(struct sr_row, row_joined_ns), to = offsetof(struct sr_row, row_reserved1);
     return sr_crc32c(n, (const char *)row + from, to - from);
 }
 
@@ -121,8 +121,7 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
     /* Until all of it is written, the row holds at most more than it should. */
     for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) atomic_store_explicit(&row->row_tickets[k], sr_word_pack(0, sr_ticket_salt(n, k)), memory_order_release);
     for (uint32_t k = 0; k < SR_ROW_PINS; k++) atomic_store_explicit(&row->row_pins[k], sr_word_pack(0, sr_pin_salt(n, k)), memory_order_release);
-    put_half(&row->row_tickets_used, 0, SR_ROW_SALT(row_tickets_used, n));
-    put_half(&row->row_pins_high, 0, SR_ROW_SALT(row_pins_high, n));
+    atomic_store(&row->row_high, sr_high_pack(0, 0, n));
     put_half(&row->row_lock, SR_ROW_OUT, SR_ROW_SALT(row_lock, n));
     note_who(row, n);
     /* Dirty with a writer's mark stays so until it is settled, should this process die at once. */
@@ -133,7 +132,7 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
     raise_rows_high(r, n + 1);
     held->row = row;
     held->number = n;
-    held->high = 0;
+    held->high = held->tickets = 0;
     return 0;
 }
 
@@ -170,7 +169,6 @@ static void note_own_row(struct sr_region *r)
     r->own = r->rows[0].row;
     r->own_row = r->rows[0].number;
     r->own_gen = atomic_load(&r->own->row_gen) >> 16;
-    r->tickets_used = 0;
 }
 
 static pthread_mutex_t fork_gate = PTHREAD_MUTEX_INITIALIZER;
@@ -193,7 +191,7 @@ static int add_row(struct sr_region *r, struct sr_error *e)
     if (got == 0) sr_sys_hold_private(&held.hold);
     pthread_mutex_unlock(&fork_gate);
     if (got < 0) return got;
-    /* Lowest places last, so that they are taken first and row_pins_high stays small. */
+    /* Lowest places last, so that they are taken first and row_high stays small. */
     for (uint32_t slot = SR_ROW_PINS; slot-- > 0;) r->spare[r->spare_count++] = r->rows_count * SR_ROW_PINS + slot;
     r->rows[r->rows_count++] = held;
     if (r->rows_count == 1) note_own_row(r);
@@ -209,8 +207,7 @@ static void drop_rows(struct sr_region *r, struct sr_held_row *rows, uint32_t co
         uint32_t n = rows[i].number;
         for (uint32_t k = 0; k < SR_ROW_TICKETS; k++) atomic_store(&row->row_tickets[k], sr_word_pack(0, sr_ticket_salt(n, k)));
         for (uint32_t k = 0; k < rows[i].high; k++) atomic_store(&row->row_pins[k], sr_word_pack(0, sr_pin_salt(n, k)));
-        put_half(&row->row_pins_high, 0, SR_ROW_SALT(row_pins_high, n));
-        put_half(&row->row_tickets_used, 0, SR_ROW_SALT(row_tickets_used, n));
+        atomic_store(&row->row_high, sr_high_pack(0, 0, n));
         put_half(&row->row_state, SR_ROW_CLEAN, SR_ROW_SALT(row_state, n));
         sr_sys_unmap(&rows[i].hold);
         mark_clean(r, rows[i].number, true);
@@ -230,7 +227,6 @@ void sr_member_leave(struct sr_region *r)
     r->pins = NULL;
     r->spare = NULL;
     r->own = NULL;
-    r->tickets_used = 0;
     r->rows_count = r->pins_cap = r->pins_count = r->spare_count = r->spare_cap = 0;
 }
 
@@ -324,10 +320,11 @@ static void remove_pin(struct sr_region *r, struct sr_pin_slot *pin)
     r->pins_count--;
 }
 
-static void set_high(struct sr_held_row *in, uint32_t high)
+static void set_high(struct sr_held_row *in, uint32_t pins, uint32_t tickets)
 {
-    in->high = high;
-    put_half(&in->row->row_pins_high, high, SR_ROW_SALT(row_pins_high, in->number));
+    in->high = pins;
+    in->tickets = tickets;
+    atomic_store_explicit(&in->row->row_high, sr_high_pack(pins, tickets, in->number), memory_order_release);
 }
 
 static int pin_new(struct sr_region *r, uint32_t block, uint32_t entry, uint64_t seq, struct sr_error *e)
@@ -339,7 +336,7 @@ static int pin_new(struct sr_region *r, uint32_t block, uint32_t entry, uint64_t
     struct sr_held_row *in = &r->rows[place / SR_ROW_PINS];
     uint32_t slot = place % SR_ROW_PINS;
     atomic_store_explicit(&in->row->row_pins[slot], sr_word_pack(block, sr_pin_salt(in->number, slot)), memory_order_release);
-    if (in->high <= slot) set_high(in, slot + 1);
+    if (in->high <= slot) set_high(in, slot + 1, in->tickets);
     place_pin(r, (struct sr_pin_slot){.block = block, .count = 1, .place = place, .entry = entry, .seq = seq});
     r->pins_count++;
     return 0;
@@ -377,7 +374,7 @@ void sr_unpin(struct sr_region *r, uint32_t block)
         atomic_store(&in->row->row_pins[slot], sr_word_pack(0, sr_pin_salt(in->number, slot)));
         if (slot + 1 == high) {
             while (high > 0 && atomic_load_explicit(&in->row->row_pins[high - 1], memory_order_relaxed) == sr_word_pack(0, sr_pin_salt(in->number, high - 1))) high--;
-            set_high(in, high);
+            set_high(in, high, in->tickets);
         }
         r->spare[r->spare_count++] = pin->place;
         if (!sr_entry_ok(r, pin->entry) || sr_seq_of(sr_entry(r, pin->entry), pin->entry) != pin->seq)
@@ -391,13 +388,12 @@ void sr_unpin(struct sr_region *r, uint32_t block)
 static bool row_holds(const struct sr_row *row, uint32_t n, uint32_t block)
 {
     uint32_t high, used;
-    if (!sr_half_unpack(atomic_load(&row->row_pins_high), SR_ROW_SALT(row_pins_high, n), &high)) high = SR_ROW_PINS;
-    for (uint32_t k = 0; k < sr_min(high, SR_ROW_PINS); k++) {
+    if (!sr_high_unpack(atomic_load(&row->row_high), n, &high, &used)) high = SR_ROW_PINS, used = SR_ROW_TICKETS;
+    for (uint32_t k = 0; k < high; k++) {
         uint64_t word = atomic_load(&row->row_pins[k]);
         if (word >> 16 == block || !sr_word_sound(word, sr_pin_salt(n, k))) return true;
     }
-    if (!sr_half_unpack(atomic_load(&row->row_tickets_used), SR_ROW_SALT(row_tickets_used, n), &used)) used = SR_ROW_TICKETS;
-    for (uint32_t k = 0; k < sr_min(used, SR_ROW_TICKETS); k++) {
+    for (uint32_t k = 0; k < used; k++) {
         uint64_t word = atomic_load(&row->row_tickets[k]);
         if (word >> (16 + SR_TICKET_COUNT_BITS) == block || !sr_word_sound(word, sr_ticket_salt(n, k))) return true;
     }
@@ -419,6 +415,8 @@ bool sr_pinned(struct sr_region *r, uint32_t block) { return count_holders(r, bl
 uint32_t sr_pin_holders(struct sr_region *r, uint32_t block) { return count_holders(r, block, UINT32_MAX); }
 
 /* --- tickets ---------------------------------------------------------------------------------- */
+
+static uint32_t tickets_used(const struct sr_region *r) { return r->rows_count ? r->rows[0].tickets : 0; }
 
 static uint64_t ticket_pack(uint32_t block, uint64_t count, uint32_t row, uint32_t k)
 {
@@ -455,14 +453,13 @@ int sr_ticket_issue(struct sr_region *r, uint32_t block, uint32_t *row_number, s
     if (!r->open) {
         got = sr_fail(e, SR_E_CLOSED, 0, "region '%s' is closed", r->name);
     } else {
-        const struct sr_held_row *in = &r->rows[0];
+        struct sr_held_row *in = &r->rows[0];
         *row_number = in->number;
         bool done = false;
-        for (uint32_t k = 0; k < r->tickets_used && !done; k++) done = raise_ticket(in, k, block, false);
+        for (uint32_t k = 0; k < tickets_used(r) && !done; k++) done = raise_ticket(in, k, block, false);
         for (uint32_t k = 0; k < SR_ROW_TICKETS && !done; k++) {
-            if (k >= r->tickets_used) {
-                r->tickets_used = k + 1;
-                put_half(&in->row->row_tickets_used, k + 1, SR_ROW_SALT(row_tickets_used, in->number));
+            if (k >= in->tickets) {
+                set_high(in, in->high, k + 1);
             }
             done = raise_ticket(in, k, block, true);
         }
@@ -497,7 +494,7 @@ uint32_t sr_tickets_open(struct sr_region *r, uint32_t block)
     uint32_t open = 0, of;
     pthread_mutex_lock(&r->local);
     /* Asked whenever an array dies: mostly there are none. */
-    for (uint32_t k = 0; k < r->tickets_used; k++) {
+    for (uint32_t k = 0; k < tickets_used(r); k++) {
         uint64_t word = atomic_load_explicit(&r->own->row_tickets[k], memory_order_relaxed);
         uint32_t count = word >> 16 != 0 ? (uint32_t)ticket_count(word, r->own_row, k, &of) : 0;
         if (count && (block == 0 || of == block)) open += count;
@@ -537,7 +534,7 @@ static void make_child_rows(struct sr_region *r)
         struct sr_held_row *child = &r->child_rows[pin->place / SR_ROW_PINS];
         uint32_t slot = pin->place % SR_ROW_PINS;
         atomic_store(&child->row->row_pins[slot], sr_word_pack(pin->block, sr_pin_salt(child->number, slot)));
-        if (child->high <= slot) set_high(child, slot + 1);
+        if (child->high <= slot) set_high(child, slot + 1, child->tickets);
     }
     /* A dead writer's row may have been taken for the child. The parent settles the same things
      * when it next changes something, whoever's row they name. */
@@ -590,8 +587,7 @@ static void after_fork_in_child(void)
             /* No row was to be had: this child is no member, and its pins are nobody's. */
             r->open = false;
             r->own = NULL;
-            r->tickets_used = 0;
-            r->rows_count = r->pins_count = 0;
+                    r->rows_count = r->pins_count = 0;
             if (r->pins_cap) memset(r->pins, 0, r->pins_cap * sizeof *r->pins);
         }
         pthread_mutex_unlock(&r->growth);

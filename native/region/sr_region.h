@@ -39,7 +39,7 @@ struct sr_held_row {
     struct sr_map hold;          /* holds the lock on the row's byte */
     struct sr_row *row;          /* the same page */
     uint32_t number;
-    uint32_t high;               /* as row_pins_high says, from this side */
+    uint32_t high, tickets;      /* as row_high says, from this side */
 };
 
 struct sr_region {
@@ -72,7 +72,6 @@ struct sr_region {
     uint32_t spare_count, spare_cap;
     uint32_t own_row, own_gen;   /* of rows[0]; change only at a join and in a forked child     */
     struct sr_row *own;
-    uint32_t tickets_used;       /* as row_tickets_used says, from this side                 */
     _Atomic bool row_was_dirty;  /* the row taken had a writer that did not leave cleanly   */
 
     pthread_mutex_t writers;     /* the threads of this process, before the shared lock     */

@@ -105,7 +105,7 @@ static void pins_that_say_nothing(void)
         uint64_t at = found.off.at;
         /* One word of the row's head or of its pin, or the number of rows. */
         void *word = round % 5 == 0 ? (void *)&sr_members(r)->mh_rows_high
-                   : round % 5 == 1 ? (void *)&sr_row(r, n)->row_pins_high
+                   : round % 5 == 1 ? (char *)&sr_row(r, n)->row_high + 4 * (round / 5 % 2)
                    : round % 5 == 2 ? (void *)&sr_row(r, n)->row_state : (char *)&sr_row(r, n)->row_pins[0] + 4 * (round % 2);
         memcpy(&was, word, sizeof was);
         uint32_t now = round % 3 == 0 ? 0 : round % 3 == 1 ? was ^ 1u << t_below(&random, 32) : (uint32_t)t_random(&random);

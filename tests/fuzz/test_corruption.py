@@ -133,7 +133,7 @@ def places(name: str) -> list[tuple[str, int]]:
         rows = struct.unpack_from("<I", members, 40)[0] >> 16
         for row in range(rows + 2):
             start = 4096 * (1 + row)
-            found += [("members", start + at) for at in (*range(44), *range(64, 80), *range(832, 864))]
+            found += [("members", start + at) for at in (*range(56), *range(64, 80), *range(832, 864))]
     return found
 
 
@@ -252,3 +252,18 @@ def test_random_damage(template: str, tmp_path: Path) -> None:
     answers = run(template, cases, tmp_path)
     print(f"{len(cases)} cases: {dict(answers)}")
     assert answers["RegionCorrupt"] and answers["right"]
+
+
+def test_a_withdrawn_object_takes_no_other_with_it(template: str, tmp_path: Path) -> None:
+    """What an entry owns is put in the place of what another, unfinished or withdrawn, says that it owns."""
+    with Segment(template, "catalog") as catalog:
+        gen0 = struct.unpack_from("<Q", catalog, 72)[0]
+        entries = struct.unpack_from("<Q", catalog, 1024 + 88)[0] >> 16
+        owned = {n: bytes(catalog[gen0 + 128 * n + 32 : gen0 + 128 * n + 64]) for n in range(1, entries)}
+    cases = [
+        [("catalog", gen0 + 128 * to + 32, owned[source], False)]
+        for to in owned
+        for source in owned
+        if to != source
+    ]
+    run(template, cases, tmp_path)
