@@ -19,6 +19,21 @@ from sharedregion._guardian import marked_processes
 from sharedregion._kernel.sysfs import hugepage_pools
 from sharedregion.bench import against, cases, records
 
+#: Those that are tested here; a framework's case is tested beside the framework.
+CASES = (
+    "sga",
+    "footprint",
+    "attach",
+    "objects",
+    "latency",
+    "writers",
+    "large",
+    "million",
+    "gather",
+    "serve",
+    "imports",
+    "helper",
+)
 COMMAND = [sys.executable, "-P", "-m", "sharedregion", "bench"]
 MARK = "SHAREDREGION_BENCH_RUN="
 
@@ -43,11 +58,23 @@ def statuses(path: Path) -> dict[tuple[str, str], tuple[str, str | None]]:
     }
 
 
-def left() -> list[str]:
-    """What a run of this test's own left: files, folders, groups, processes."""
-    found = [name for folder in ("/dev/shm", "/tmp") for name in os.listdir(folder) if "srb" in name]
-    found += [path for path, _, _ in os.walk("/sys/fs/cgroup") if "sharedregion-story" in path]
-    return found + [f"process {pid}" for pid in marked_processes(MARK)]
+def mark_of(process: "subprocess.Popen[str]") -> str:
+    """What names everything that this run makes; the processes of its subjects carry it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            # Others come and go.
+            with contextlib.suppress(OSError):
+                for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                    if entry.startswith(MARK.encode()):
+                        return entry.decode().removeprefix(MARK)
+    raise AssertionError("the run has started no subject")
+
+
+def left(mark: str) -> list[str]:
+    """What the run with that mark left: files, folders, processes."""
+    found = [name for folder in ("/dev/shm", "/tmp") for name in os.listdir(folder) if mark in name]
+    return found + [f"process {pid}" for pid in marked_processes(MARK + mark)]
 
 
 def pools() -> dict[int, int]:
@@ -60,6 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     before = pools()
     bench(
+        *CASES,
         "--quick",
         "--size",
         "16 MiB",
@@ -81,10 +109,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_case_gives_figures_and_none_fails(whole: Path) -> None:
     results = records.Results(lines(whole / "lines"))
-    assert results.cases == list(cases.NAMES)
+    assert results.cases == list(CASES)
     bad = [(row.case, row.subject, row.reason) for row in results.rows if row.status in ("failed", "killed")]
     assert bad == []
-    for name in cases.NAMES:
+    for name in CASES:
         rows = results.of(name)
         # A case may lack what it needs (serve: a framework), and then says what.
         assert any(row.figures for row in rows) or all(row.reason for row in rows), name
@@ -96,7 +124,7 @@ def test_every_case_gives_figures_and_none_fails(whole: Path) -> None:
 def test_lines_are_records_of_the_documented_form(whole: Path) -> None:
     found = lines(whole / "lines")
     head, *middle, end = found
-    assert (head["record"], head["schema"], head["cases"]) == ("run", records.SCHEMA, list(cases.NAMES))
+    assert (head["record"], head["schema"], head["cases"]) == ("run", records.SCHEMA, list(CASES))
     assert head["command"][:2] == ["sharedregion", "bench"]
     assert head["warmed"]["second_seconds"] > 0
     assert {"processor", "memory", "kernel", "python", "load", "versions", "pools", "thp"} <= head[
@@ -213,14 +241,14 @@ def test_the_report_is_one_file_that_needs_nothing_else(whole: Path) -> None:
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert set(page.targets) <= set(page.ids)
-    assert set(cases.NAMES) <= set(page.ids)
+    assert set(CASES) <= set(page.ids)
     assert page.tags.count("svg") >= 5
 
 
 def test_stored_lines_give_the_report_and_the_tables_again(whole: Path, tmp_path: Path) -> None:
     done = bench("--from", str(whole / "lines"), "--report", str(tmp_path / "again"))
     assert (tmp_path / "again/index.html").read_text() == (whole / "index.html").read_text()
-    for name in cases.NAMES:
+    for name in CASES:
         assert f"{name}: {cases.load(name).title}" in done.stdout
     # Measured again, a case takes the place of what it was.
     (tmp_path / "newer").write_text(
@@ -389,6 +417,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_undoes_what_it_did(
 ) -> None:
     before = pools()
     process = running("footprint", "--size", "128 MiB")
+    mark = mark_of(process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -400,16 +429,17 @@ def test_an_interrupted_run_keeps_what_it_has_and_undoes_what_it_did(
     assert "interrupted" in said
     # What was measured is in the table.
     assert "footprint: " in said
-    assert left() == []
+    assert left(mark) == []
     assert pools() == before
 
 
 def test_a_killed_run_is_undone_too(running: Callable[..., "subprocess.Popen[str]"]) -> None:
     before = pools()
     process = running("footprint", "--size", "128 MiB")
+    mark = mark_of(process)
     process.kill()
     process.wait()
-    _gone(left)
+    _gone(lambda: left(mark))
     _gone(lambda: pools() != before)
 
 
@@ -417,6 +447,7 @@ def test_a_subject_that_is_killed_is_a_row_and_the_others_go_on(
     running: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     process = running("--quick", "helper", "imports", "writers")
+    mark = mark_of(process)
     victims: list[int] = []
     deadline = time.monotonic() + 60
     while not victims and time.monotonic() < deadline:
@@ -435,4 +466,4 @@ def test_a_subject_that_is_killed_is_a_row_and_the_others_go_on(
     assert [one["status"] for one in found].count("killed") == 1
     assert {one["status"] for one in found} == {"killed", "ok"}
     assert "killed: by SIGKILL" in said
-    assert left() == []
+    assert left(mark) == []
