@@ -70,7 +70,7 @@ def test_a_region_of_every_kind_is_described(
         assert (one.objects, one.members, one.sealed) == (4, 2, False)
         assert one.huge_fraction == (0.0 if region.backend == "shm" else 1.0)
         assert one.tables in {"shm": ["own"], "thp": ["own"], "hugetlb-1g": ["none"]}.get(
-            kind.removesuffix("-memfd"), ["partly", "alone"]
+            kind.removesuffix("-memfd"), ["partly", "alone", "single"]
         )
         assert one.backed is not None
         assert one.backed >= one.used or kind.startswith("hugetlb")
