@@ -471,6 +471,6 @@ def test_a_subject_that_is_killed_is_a_row_and_the_others_go_on(
     ]
     assert [one["status"] for one in found].count("killed") == 1
     assert {one["status"] for one in found} == {"killed", "ok"}
-    assert [one["reason"] for one in found if one["status"] == "killed"][0]
+    assert next(one["reason"] for one in found if one["status"] == "killed")
     assert "writers" in said
     assert left(mark) == []
