@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,13 @@ REASONS = {
         "needs a pool of 2 MiB pages that it may change",
     ),
 }
+
+
+def pytest_configure() -> None:
+    """Signals end what the tests start, also where a shell's background job or nohup has them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
