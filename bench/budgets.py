@@ -177,8 +177,9 @@ BUDGETS: tuple[Budget, ...] = (
         Pick("writers", "rate", ("thp",), {"processes": 8}),
         over=Pick("writers", "rate", ("thp",), {"processes": 1}),
         more=True,
-        why="A small put is nearly all inside the region's one lock: on idle processors a second writer adds the lock's way "
-        "from one processor to the other, as with LMDB. Where other programs take the processors' time, eight do more.",
+        why="A small put is nearly all inside the region's one lock. On two idle processors a second writer adds the way of the "
+        "lock, and of all that it guards, from one to the other; writers that find it taken rest so long that this happens every "
+        "few changes. Longer rests would cost no throughput at all, and every other writer time.",
     ),
     Budget(
         "large-fresh",

@@ -84,7 +84,13 @@ static int lock_to_change(struct sr_region *r, struct sr_error *e)
 }
 
 static void announce(struct sr_region *r, uint64_t hash) { atomic_fetch_add(&sr_state(r)->st_watch[hash % SR_WATCH_WORDS], 1); }
-static void wake(struct sr_region *r, uint64_t hash) { sr_sys->futex_wake(&sr_state(r)->st_watch[hash % SR_WATCH_WORDS], INT_MAX); }
+/* A sleeper counts itself, then sleeps only if the word is what it saw; a writer changes the word, then
+ * looks at the count. Both are locked instructions, so one of the two sees the other. */
+static _Atomic uint32_t *waiters_of(struct sr_region *r, uint64_t hash) { return &sr_members(r)->mh_waiters[hash % SR_WATCH_WORDS]; }
+static void wake(struct sr_region *r, uint64_t hash)
+{
+    if (SR_UNLIKELY(atomic_load(waiters_of(r, hash)) != 0)) sr_sys->futex_wake(&sr_state(r)->st_watch[hash % SR_WATCH_WORDS], INT_MAX);
+}
 
 /* --- withdrawn objects ------------------------------------------------------------------------ */
 
@@ -557,14 +563,17 @@ int sr_catalog_seal(struct sr_region *r, struct sr_error *e)
 int sr_catalog_wait(struct sr_region *r, const char *name, size_t len, uint64_t newer_than, uint64_t slice_ns, uint64_t *version, struct sr_error *e)
 {
     if (len > SR_OBJECT_NAME_MAX) return missing(r, name, len, e);
-    const _Atomic uint32_t *word = &sr_state(r)->st_watch[sr_hash64(name, len) % SR_WATCH_WORDS];
+    uint64_t hash = sr_hash64(name, len);
+    const _Atomic uint32_t *word = &sr_state(r)->st_watch[hash % SR_WATCH_WORDS];
     uint32_t seen = atomic_load(word);
     struct sr_found f;
     int got = sr_catalog_get(r, name, len, false, &f, e);
     if (got < 0 && got != SR_E_NO_OBJECT) return got;
     if (got == 0 && f.version > newer_than) return *version = f.version, 0;
     const struct timespec slice = {.tv_sec = (time_t)(slice_ns / 1000000000u), .tv_nsec = (long)(slice_ns % 1000000000u)};
+    atomic_fetch_add(waiters_of(r, hash), 1);
     sr_sys->futex_wait(word, seen, &slice);
+    atomic_fetch_sub(waiters_of(r, hash), 1);
     return 1;
 }
 

@@ -587,7 +587,7 @@ static void after_fork_in_child(void)
             /* No row was to be had: this child is no member, and its pins are nobody's. */
             r->open = false;
             r->own = NULL;
-                    r->rows_count = r->pins_count = 0;
+            r->rows_count = r->pins_count = 0;
             if (r->pins_cap) memset(r->pins, 0, r->pins_cap * sizeof *r->pins);
         }
         pthread_mutex_unlock(&r->growth);

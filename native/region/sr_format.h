@@ -48,7 +48,7 @@
 
 #include "sr_base.h"
 
-#define SR_FORMAT_VERSION 2u
+#define SR_FORMAT_VERSION 3u
 #define SR_CATALOG_MAGIC UINT64_C(0x474F4C5441435253)   /* "SRCATLOG" */
 #define SR_MEMBERS_MAGIC UINT64_C(0x5245424D454D5253)   /* "SRMEMBER" */
 
@@ -349,11 +349,15 @@ struct sr_members_head {
     _Atomic uint32_t mh_keeper;       /* 52  its thread; SR_DEATH_MARK once it has ended (msharefs)*/
     uint32_t mh_reserved[2];
     _Atomic uint64_t mh_clean[SR_ROWS_MAX / 64]; /* 64  a bit for each row left cleanly: a hint  */
-    uint8_t mh_reserved2[4096 - 64 - SR_ROWS_MAX / 8];
+    /* Who sleeps on st_watch[k]: a writer wakes nobody where this is 0. A sleeper that is killed counts
+     * for ever, which costs a system call; one that is not counted looks again after its slice. */
+    _Atomic uint32_t mh_waiters[SR_WATCH_WORDS];      /* 2112 */
+    uint8_t mh_reserved2[4096 - 64 - SR_ROWS_MAX / 8 - 4 * SR_WATCH_WORDS];
 };
 SR_ASSERT_FIELD(struct sr_members_head, mh_clean, 64);
 SR_ASSERT_FIELD(struct sr_members_head, mh_rows_high, 40);
 SR_ASSERT_FIELD(struct sr_members_head, mh_keeper, 52);
+SR_ASSERT_FIELD(struct sr_members_head, mh_waiters, 2112);
 SR_ASSERT_SIZE(struct sr_members_head, 4096);
 
 enum sr_row_state { SR_ROW_CLEAN = 0, SR_ROW_USED = 1, SR_ROW_LEAVING = 2 /* its process is ending */ };

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import sharedregion as sr
+from sharedregion import _native
 
 
 def test_put_get_delete_in_threads(unique: str) -> None:
@@ -153,6 +154,50 @@ def test_wait_beside_a_put(unique: str) -> None:
         waiting = pool.submit(region.wait, "x", 60)
         region["x"] = np.arange(3)
         assert waiting.result() == region.version("x")
+
+
+PARTNER = """
+import sys, sharedregion as sr
+name, mine, other, rounds = sys.argv[1:]
+region = sr.attach(name, writable=True)
+print("there", flush=True)
+seen = 0
+for n in range(int(rounds)):
+    if mine == "first": region[mine] = n
+    # With a slice of ten minutes, a wake-up that is lost ends nothing.
+    while (version := region._wait(other, seen, 600 * 10**9)) is None: pass
+    seen = version
+    if mine == "second": region[mine] = n
+"""
+
+
+def test_no_wake_up_is_lost(unique: str, start) -> None:
+    """Two processes that answer each other's versions, again and again, never both sleep."""
+    with sr.create(unique, size="1 MiB", backend="shm"):
+        partners = [
+            start(PARTNER, unique, *names, "3000") for names in (("first", "second"), ("second", "first"))
+        ]
+        for partner in partners:
+            assert partner.wait(timeout=120) == 0
+
+
+def test_nobody_is_woken_where_nobody_waits(unique: str, start) -> None:
+    """A put or delete calls the kernel for who sleeps on the name, and only then."""
+    with sr.create(unique, size="1 MiB", backend="shm") as region:
+        region["never"] = region["x"] = 1
+        _native.count_calls()
+        region["never"] = region["x"] = 2
+        assert "futex_wake" not in _native.calls()
+        _native.fail_none()
+        worker = start(WAITER.replace('"never"', '"never", newer_than=1 << 40'), region.name)
+        while "futex" not in _wchan(worker.pid):
+            time.sleep(0.01)
+        _native.count_calls()
+        region["never"] = 3
+        assert _native.calls()["futex_wake"] == 1
+        _native.fail_none()
+        worker.kill()
+        worker.wait()
 
 
 def test_threads_and_fork(unique: str) -> None:
