@@ -112,8 +112,9 @@ class Region(_native.RegionHandle):
 
         With `copy_on_write` it is a view that may be written to: pages are shared until this process
         writes to one, which is then its own (on hugetlb a whole huge page, promised at once: RegionFull
-        if the pool has none left, and a forked child has no such promise). Nobody else sees what is
-        written; sent to another process, the data goes, not a reference. Raises RegionFull, RegionLost.
+        if the pool has none left, and a forked child has no such promise; with pages of 1 GiB it is a
+        copy from the start, in ordinary memory). Nobody else sees what is written; sent to another
+        process, the data goes, not a reference. Raises RegionFull, RegionLost.
         """
         try:
             return self._get_private(name) if copy_on_write else self[name]
@@ -127,12 +128,17 @@ class Region(_native.RegionHandle):
                 pin = self._get_exact(info[7], info[5])
             except ObjectNotFound:
                 continue  # Replaced between the two looks.
+            if self._kind == "hugetlb-1g":
+                self._check_copy(info[4])
             try:
                 view = pin._private()
             except RegionFull as error:
-                raise RegionFull(
-                    error.message, "take a copy of the object, or reserve more huge pages", error.errno
-                ) from None
+                remedy = (
+                    "take a copy of the object, or reserve more huge pages"
+                    if self._kind == "hugetlb-2m"
+                    else error.remedy
+                )
+                raise RegionFull(error.message, remedy, error.errno) from None
             return self._decode(info[1], info[2], info[3], view, writable=True)
 
     def pop(self, name: str, default: Any = _MISSING) -> Any:
@@ -246,8 +252,17 @@ class Region(_native.RegionHandle):
         # What the region has and does not need counts against the same limits, and has to move anyway.
         if self._give_back(fresh) and (short := self._short_of(self._fresh(nbytes))) is None:
             return
+        raise self._over(nbytes, short)
+
+    def _check_copy(self, nbytes: int) -> None:
+        """The same for memory of this process alone, which is no huge page of the pool."""
+        if nbytes >= _HEADROOM_FROM and (short := self._short_of(nbytes, hugetlb=False)) is not None:
+            raise self._over(nbytes, short)
+
+    @staticmethod
+    def _over(nbytes: int, short: tuple[str, int]) -> RegionFull:
         group, headroom = short
-        raise RegionFull(
+        return RegionFull(
             f"{format_size(nbytes)} is more than the {format_size(headroom)} that the memory limit of {group} leaves",
             "raise the limit, or place less",
             wanted=nbytes,
@@ -255,12 +270,13 @@ class Region(_native.RegionHandle):
             largest=headroom,
         )
 
-    def _short_of(self, nbytes: int) -> tuple[str, int] | None:
+    def _short_of(self, nbytes: int, *, hugetlb: bool | None = None) -> tuple[str, int] | None:
         """The first memory cgroup that has not so much left, and what it has."""
         from sharedregion._kernel import cgroup
 
+        hugetlb = self.backend == "hugetlb" if hugetlb is None else hugetlb
         for limit in cgroup.memory_limits():
-            if nbytes > limit.headroom and (limit.counts_hugetlb or self.backend != "hugetlb"):
+            if nbytes > limit.headroom and (limit.counts_hugetlb or not hugetlb):
                 return limit.group, limit.headroom
         return None
 

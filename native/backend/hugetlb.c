@@ -70,11 +70,6 @@ static int map_private_2m(int fd, uint64_t at, uint64_t len, struct sr_map *map,
     return sr_backend__map_private(&sr_backend_hugetlb_2m, 0, fd, at, len, map, e);
 }
 
-static int map_private_1g(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e)
-{
-    return sr_backend__map_private(&sr_backend_hugetlb_1g, 0, fd, at, len, map, e);
-}
-
 const struct sr_backend sr_backend_hugetlb_2m = {
     .kind = SR_KIND_HUGETLB_2M,
     .name = "hugetlb-2m",
@@ -103,5 +98,4 @@ const struct sr_backend sr_backend_hugetlb_1g = {
     .commit = commit,
     .punch = sr_backend__punch,
     .map = map_1g,
-    .map_private = map_private_1g,
 };

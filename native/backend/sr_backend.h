@@ -55,7 +55,7 @@ struct sr_backend {
      * description the mapping could become writable, and Linux does not link its tables. */
     int (*map)(int fd, uint64_t size, bool writable, struct sr_map *map, struct sr_error *e);
     /* Map [at, at + len), whole pages, so that it can be written to and what is written stays with
-     * this process. SR_E_FULL if that needs memory now which is not to be had. May be NULL. */
+     * this process. SR_E_FULL if that needs memory now which is not to be had. NULL: it is to be copied. */
     int (*map_private)(int fd, uint64_t at, uint64_t len, struct sr_map *map, struct sr_error *e);
     /* Make the pages of [at, at + len) large again, where something split them. May be NULL. */
     int (*repair)(const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e);

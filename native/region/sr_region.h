@@ -188,7 +188,8 @@ void sr_region_discard(struct sr_region *r, uint64_t from, uint64_t to);
 
 /* Map [off, off + len) of the data segment, by whole pages, so that this process can write to it and
  * nobody sees it; *skip is how far off lies in the mapping. The caller holds the block, and unmaps
- * before it lets go. SR_E_FULL (hugetlb: no free pages), SR_E_LOST, SR_E_UNAVAILABLE. (private.c) */
+ * before it lets go. May be a copy at once. SR_E_FULL (hugetlb: no free pages), SR_E_LOST, SR_E_UNAVAILABLE.
+ * (private.c) */
 int sr_region_map_private(struct sr_region *r, sr_off off, uint64_t len, struct sr_map *map, uint64_t *skip, struct sr_error *e);
 
 /* --- msharefs (share.c) ----------------------------------------------------------------------- */
