@@ -48,6 +48,9 @@ def pool() -> Iterator[Callable[[int, int], None]]:
     """pool(page size, pages): huge pages of that size beyond what others use; given back at the end."""
     before: dict[Path, int] = {}
 
+    def free(folder: Path) -> int:
+        return int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+
     def reserve(page: int, pages: int) -> None:
         if os.geteuid() != 0:
             pytest.skip("only root can reserve huge pages")
@@ -56,11 +59,14 @@ def pool() -> Iterator[Callable[[int, int], None]]:
             pytest.skip(f"this processor or kernel has no pages of {page} bytes")
         control = folder / "nr_hugepages"
         before.setdefault(folder, int(control.read_text()))
-        free = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
-        # Free memory may lie in pieces: let the kernel move them together first.
-        Path("/proc/sys/vm/compact_memory").write_text("1")
-        control.write_text(str(int(control.read_text()) + max(0, pages - free)))
-        got = int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+        for attempt in range(4):
+            if attempt:
+                # Free memory may lie in pieces, between what is cached of files: let the kernel move it together.
+                Path("/proc/sys/vm/drop_caches").write_text("3")
+                Path("/proc/sys/vm/compact_memory").write_text("1")
+            control.write_text(str(int(control.read_text()) + max(0, pages - free(folder))))
+            if (got := free(folder)) >= pages:
+                break
         if got < pages and page == 1 << 30:
             pytest.skip(f"memory is too fragmented for {pages} pages of 1 GiB")
         assert got >= pages, f"only {got} of {pages} huge pages could be reserved"
