@@ -72,11 +72,11 @@ test: build $(VENV)/.frameworks ## run all tests (ARGS="-k name")
 
 # Programs in C that reach what Python cannot, each in a build of its own. The Python module is not
 # built with them.
-build-native/native/tests/ok: SETUP := -Dbuildtype=release
+build-native/native/tests/ok: SETUP := -Dbuildtype=release -Dfault_injection=true
 build-asan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=address,undefined
 build-tsan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=thread
 build-%/native/tests/ok: $(VENV)/.requirements $(SOURCES)
-	@test -f build-$*/build.ninja || $(BIN)/meson setup build-$* -Dnative_tests=true -Db_lundef=false $(SETUP) > /dev/null
+	@$(BIN)/meson setup build-$* -Dnative_tests=true -Db_lundef=false $(SETUP) > /dev/null
 	@$(BIN)/ninja -C build-$* --quiet native-tests > /dev/null
 	@touch $@
 

@@ -8,7 +8,10 @@
  * With namespaces=1 every second process is the first of a pid namespace of its own, so that they
  * have the same pid and thread id (77 where that may not be done).
  *
- * Options: kills, every_ms, seconds (0: until the kills are done), processes, namespaces, seed.
+ * With msharefs=1 the region is on msharefs, or on its stand-in (77 where there is neither): objects are
+ * four times as long, so that memory comes and goes, and every fourth life is that of a reader.
+ *
+ * Options: kills, every_ms, seconds (0: until the kills are done), processes, namespaces, msharefs, seed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,12 +22,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "sr_region_private.h"
 #include "support.h"
 
 #define PROCESSES_MAX 32
 #define OWN 24                 /* names of each process        */
 #define SHARED 16              /* names that all of them write */
 #define DATA (1536 * SR_KIB)
+#define LONGER 4u              /* objects and the region, on msharefs */
 #define STUCK_S 20             /* an operation that takes longer is taken for blocked */
 
 struct note { uint64_t len, seed; bool there; };
@@ -43,11 +48,12 @@ struct worker {
 static struct worker *workers;
 static const char *region_name;
 static uint32_t processes;
+static bool on_msharefs;
 
 static uint64_t size_of(uint64_t *random)
 {
-    uint64_t dice = t_below(random, 100);
-    return dice < 70 ? t_below(random, 600) : dice < 95 ? t_below(random, 9000) : t_below(random, 150000);
+    uint64_t dice = t_below(random, 100), times = on_msharefs ? LONGER : 1;
+    return times * (dice < 70 ? t_below(random, 600) : dice < 95 ? t_below(random, 9000) : t_below(random, 150000));
 }
 
 static void name_of(char out[32], uint32_t worker, uint32_t k)
@@ -68,7 +74,7 @@ static bool whole(struct sr_region *r, const struct sr_found *f)
 /* 0, or SR_E_FULL. Half of them as a draft that is filled in place. */
 static int put(struct sr_region *r, const char *name, uint64_t len, uint64_t seed, bool in_place)
 {
-    static uint8_t bytes[160000];
+    static uint8_t bytes[LONGER * 150000];
     struct sr_error error = {0};
     struct sr_draft draft;
     uint64_t seq;
@@ -147,14 +153,16 @@ static void work(uint32_t me, uint64_t seed)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (;;) {
         begin(w);
-        struct sr_region *r = t_attach(region_name, true);
+        bool reads = on_msharefs && t_below(&random, 4) == 0;
+        struct sr_region *r = t_attach(region_name, !reads);
         atomic_store(&w->row, sr_member_row(r) + 1);
         end(w);
         for (uint64_t turns = 50 + t_below(&random, 2000); turns; turns--) {
             uint64_t dice = t_below(&random, 100);
             char name[32];
             begin(w);
-            if (dice < 45) change_own(r, w, me, &random);
+            if (reads) look(r, w, &random);
+            else if (dice < 45) change_own(r, w, me, &random);
             else if (dice < 60) {
                 name_of(name, UINT32_MAX, (uint32_t)t_below(&random, SHARED));
                 if (t_below(&random, 4)) put(r, name, size_of(&random), t_random(&random), t_below(&random, 2));
@@ -261,11 +269,22 @@ static uint32_t holder(struct sr_region *r, uint32_t otherwise)
     return otherwise;
 }
 
+/* With nobody else there: readers are shown what the commit map says, and memory is nowhere else. */
+static void check_memory(struct sr_region *r)
+{
+    uint64_t marked = t_marked(r), stays = t_staying(r), length = r->head.hd_mapped;
+    uint64_t shown = t_shown(sr_region__share_fd(r), sr_region__data_fd(r), length), backed = t_backed(sr_region__data_fd(r), length);
+    EXPECT((marked & ~(shown & backed)) == 0, "granules %#llx are marked, %#llx shown, %#llx backed", (unsigned long long)marked, (unsigned long long)shown, (unsigned long long)backed);
+    EXPECT(((shown | backed) & ~marked & ~stays) == 0, "granules %#llx are marked, %#llx shown, %#llx backed", (unsigned long long)marked, (unsigned long long)shown, (unsigned long long)backed);
+}
+
 int main(int argc, char **argv)
 {
     uint64_t kills = t_option(argc, argv, "kills", 100), every_ms = t_option(argc, argv, "every_ms", 20), seconds = t_option(argc, argv, "seconds", 0);
     uint64_t seed = t_option(argc, argv, "seed", sr_sys_now()), random = seed;
     bool namespaces = t_option(argc, argv, "namespaces", 0);
+    on_msharefs = t_option(argc, argv, "msharefs", 0);
+    if (on_msharefs && t_msharefs() == NULL) return puts("SHAREDREGION_MSHAREFS names no msharefs"), SKIPPED;
     processes = (uint32_t)sr_min(t_option(argc, argv, "processes", 8), PROCESSES_MAX);
     workers = mmap(NULL, sizeof *workers * PROCESSES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     EXPECT(workers != MAP_FAILED, "no memory");
@@ -276,7 +295,7 @@ int main(int argc, char **argv)
     /* The children are made by fork: none of them may inherit an open region. */
     pid_t maker = fork();
     if (maker == 0) {
-        struct sr_region *r = t_create(name, &sr_backend_shm, DATA, true);
+        struct sr_region *r = t_create(name, on_msharefs ? &sr_backend_msharefs : &sr_backend_shm, on_msharefs ? LONGER * DATA : DATA, true);
         sr_region_close(r);
         _exit(0);
     }
@@ -345,14 +364,15 @@ int main(int argc, char **argv)
     sr_catalog_stats(r, &stats);
     EXPECT(stats.used == bytes && stats.pending == 0 && stats.limbo == 0 && stats.members == 1, "leaked: used %llu, objects %llu, limbo %u, pending %u, members %u",
            (unsigned long long)stats.used, (unsigned long long)bytes, stats.limbo, stats.pending, stats.members);
+    if (on_msharefs) check_memory(r);
     for (uint32_t i = 0; i < processes; i++) {
         operations += workers[i].operations;
         full += workers[i].full;
         held += workers[i].held_checks;
         longest = sr_max(longest, workers[i].longest);
     }
-    printf("%u processes%s, %llu killed in %.1f s (seed %llu): %llu operations, %llu held objects checked, %llu times full, %u recoveries, %llu whole checks\n",
-           processes, namespaces ? " (half of them in pid namespaces of their own)" : "", (unsigned long long)done, took, (unsigned long long)seed,
+    printf("%u processes%s%s, %llu killed in %.1f s (seed %llu): %llu operations, %llu held objects checked, %llu times full, %u recoveries, %llu whole checks\n",
+           processes, on_msharefs ? " on msharefs" : "", namespaces ? " (half of them in pid namespaces of their own)" : "", (unsigned long long)done, took, (unsigned long long)seed,
            (unsigned long long)operations, (unsigned long long)held, (unsigned long long)full, stats.recoveries, (unsigned long long)checks);
     printf("longest operation %.1f ms (bound: %d s), nothing lost, nothing leaked: %u objects, %llu bytes\n", (double)sr_max(longest, most_stuck) / 1e6, STUCK_S, objects, (unsigned long long)bytes);
     sr_region_close(r);

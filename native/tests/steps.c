@@ -12,9 +12,14 @@
  * putting in order. At some points the child stays stopped, alive, and this process does whole
  * operations on the region itself; then the child goes on.
  *
- * Options: histories, seed, jobs, seconds (stop then), name_kills, kind (only this one), verbose.
+ * With msharefs=1 the regions are on msharefs, or on its stand-in (77 where there is neither), and a state
+ * is also what the keeper's memory has and what of it readers are shown. In half of the histories the
+ * first large page is nearly full, so that memory is taken and given back while others look.
+ *
+ * Options: histories, seed, jobs, seconds (stop then), name_kills, msharefs, verbose.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -31,6 +36,7 @@ struct figures *figures;
 struct control *control;
 char region_name[80];
 char where[256];
+bool on_msharefs, stepping;
 
 /* --- stepping --------------------------------------------------------------------------------- */
 
@@ -72,11 +78,12 @@ static void recover_stepped(const struct history *h, const struct expected *x, c
 /* Step to the end of the operation; every state on the way is checked. */
 static void step_all(const struct history *h, struct expected *x, pid_t pid, struct segments *on, struct snapshot *shot, enum lives lives, uint64_t *random)
 {
-    uint64_t data_len = data_length(h), steps = 0;
+    const struct window data = data_window(h);
+    uint64_t steps = 0;
     bool twice = lives != EITHER;
     uint32_t serial = (uint32_t)t_random(random), pauses = h->alone ? PAUSES : 0;
     clear_snapshot(shot);
-    update(shot, on, data_len);
+    update(shot, on, data);
     for (;;) {
         uintptr_t rip = (uintptr_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rip), NULL);
         NEED(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) == 0, "PTRACE_SINGLESTEP");
@@ -87,19 +94,20 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
         steps++;
         uintptr_t at = rip - code_base;
         bool ours = at < CODE_MAX && room_of[at];
-        bool changed = update(shot, on, data_len);
+        bool changed = update(shot, on, data);
         bool unseen = ours && figures->code[at] == 0;
         if (!changed && !unseen) {
             if (!twice && pauses < PAUSES && t_below(random, 1200) == 0) {
                 pauses++;
                 others(h, x, random, serial++);
-                update(shot, on, data_len);
+                update(shot, on, data);
             }
             continue;
         }
         if (ours) figures->code[at] |= changed ? 3 : 1;
         snprintf(where, sizeof where, "history %llu (%s)%s, instruction %llu, at %s+%#lx", (unsigned long long)h->seed, kind_names[h->stepped.kind],
                  twice ? ", recovery" : "", (unsigned long long)steps, ours ? "ours" : "elsewhere", (unsigned long)at);
+        check_memory(on, shot);
         check_point(x, shot, lives, random);
         if (verbose > 1 && changed) fprintf(stderr, "changed %s\n", where);
         atomic_fetch_add(&figures->changed, changed);
@@ -108,7 +116,7 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
         if (!twice && pauses < PAUSES && t_below(random, 40) == 0) {
             pauses++;
             others(h, x, random, serial++);
-            update(shot, on, data_len);
+            update(shot, on, data);
         }
     }
     atomic_fetch_add(&figures->steps, steps);
@@ -146,7 +154,8 @@ static void run_history(const struct history *h)
     step_all(h, &x, pid, &real, &shots[0], EITHER, &random);
     snprintf(where, sizeof where, "history %llu (%s), end, result %d", (unsigned long long)h->seed, kind_names[h->stepped.kind], control->result);
     if (verbose) fprintf(stderr, "%s\n", where);
-    if (h->stepped.kind == CLOSE_LAST || ((h->stepped.kind == CLOSE || h->stepped.kind == RETIRE) && !h->other)) {
+    /* With a keeper there is nothing to do for who retires. */
+    if (h->stepped.kind == CLOSE_LAST || ((h->stepped.kind == CLOSE || (h->stepped.kind == RETIRE && !on_msharefs)) && !h->other)) {
         NEED(names_gone(region_name), "the last member has left and names are there");
         end_child(pid);
     } else {
@@ -160,10 +169,11 @@ static void run_history(const struct history *h)
         uint64_t bytes = look_at_all(r, &x, true);
         sr_catalog_stats(r, &stats);
         NEED(stats.used == bytes && stats.pending == 0 && stats.limbo == 0, "something is left of the killed member");
+        check_memory(&real, NULL);
         sr_region_close(r);
         NEED(names_gone(region_name), "the last member has left and names are there");
     }
-    close_segments(&real, data_length(h));
+    close_segments(&real);
     atomic_fetch_add(&figures->histories, 1);
     atomic_fetch_add(&figures->by_kind[h->stepped.kind], 1);
 }
@@ -179,9 +189,10 @@ static void kill_at_name(enum kind kind, uint64_t *random, uint64_t *longest)
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-        struct sr_region *r = kind == PUT_NEW ? NULL : t_create(region_name, &sr_backend_shm, 65536, false);
+        const struct sr_backend *backend = on_msharefs ? &sr_backend_msharefs : &sr_backend_shm;
+        struct sr_region *r = kind == PUT_NEW ? NULL : t_create(region_name, backend, 65536, false);
         raise(SIGSTOP);
-        if (kind == PUT_NEW) t_create(region_name, &sr_backend_shm, 65536, false);
+        if (kind == PUT_NEW) t_create(region_name, backend, 65536, false);
         else sr_region_close(r);
         raise(SIGSTOP);
         _exit(0);
@@ -238,26 +249,26 @@ static void run_job(uint64_t first, uint64_t count, uint64_t stride, uint64_t na
         make_history(&h, first + i * stride);
         run_history(&h);
     }
-    unlink_segments(copy.name);
-    unlink_segments(second.name);
+    unlink_segments(&copy);
+    unlink_segments(&second);
 }
 
-static void report(double seconds)
+static void report(double seconds, uint64_t leftovers)
 {
     uint64_t executed = 0, changing = 0, unreached = 0, code = 0;
     for (size_t i = 0; i < CODE_MAX; i++) {
         executed += figures->code[i] != 0;
         changing += (figures->code[i] & 2) != 0;
     }
-    printf("histories %llu, instructions stepped %llu, crash points checked %llu (%llu after a change of bytes), in %.0f s\n",
-           (unsigned long long)figures->histories, (unsigned long long)figures->steps, (unsigned long long)figures->points,
+    printf("histories%s %llu, instructions stepped %llu, crash points checked %llu (%llu after a change of bytes), in %.0f s\n",
+           on_msharefs ? " on msharefs" : "", (unsigned long long)figures->histories, (unsigned long long)figures->steps, (unsigned long long)figures->points,
            (unsigned long long)figures->changed, seconds);
     printf("distinct instruction addresses of region, alloc and catalog: %llu executed, each a crash point that was checked; %llu of them change shared bytes\n",
            (unsigned long long)executed, (unsigned long long)changing);
     printf("recoveries of an abandoned lock %llu, beside a living member with pins %llu, recoveries stepped in their turn %llu\n",
            (unsigned long long)figures->recoveries, (unsigned long long)figures->with_pins, (unsigned long long)figures->twice);
-    printf("pauses with whole operations of others: %llu, readers only beside a held lock: %llu; kills while names come and go: %llu\n",
-           (unsigned long long)figures->paused_free, (unsigned long long)figures->paused_held, (unsigned long long)figures->name_kills);
+    printf("pauses with whole operations of others: %llu, readers only beside a held lock: %llu; kills while names come and go: %llu, sockets of no keeper removed afterwards: %llu\n",
+           (unsigned long long)figures->paused_free, (unsigned long long)figures->paused_held, (unsigned long long)figures->name_kills, (unsigned long long)leftovers);
     for (int k = 0; k < KINDS; k++) printf("%s%s %llu/%llu", k ? ", " : "histories/points: ", kind_names[k], (unsigned long long)figures->by_kind[k], (unsigned long long)figures->points_by_kind[k]);
     printf("\nfunctions that no operation reached:");
     for (uint32_t i = 0; i < functions_count; i++) {
@@ -267,6 +278,32 @@ static void report(double seconds)
         if (!reached) unreached++, printf(" %s", functions[i].name);
     }
     printf(" (%llu of %u)\n", (unsigned long long)unreached, functions_count);
+}
+
+/* Sockets of keepers that were never started: nobody knows their names but who looks for them. */
+static uint64_t remove_leftovers(void)
+{
+    uint64_t count = 0;
+    DIR *dir = opendir(SR_SHM_DIR);
+    for (struct dirent *d; dir && (d = readdir(dir));)
+        if (strncmp(d->d_name, "sharedregion.", 13) == 0) count += sr_region_remove_leftover(d->d_name, false) == 1;
+    if (dir) closedir(dir);
+    return count;
+}
+
+static struct sr_sys plain;
+/* What memory there is and what is shown of it may be different after each of these. */
+static int counted_ioctl(int fd, unsigned long request, void *arg)
+{
+    int r = plain.ioctl(fd, request, arg);
+    if (stepping) atomic_fetch_add(&control->calls, 1);
+    return r;
+}
+static int counted_fallocate(int fd, int mode, off_t at, off_t len)
+{
+    int r = plain.fallocate(fd, mode, at, len);
+    if (stepping) atomic_fetch_add(&control->calls, 1);
+    return r;
 }
 
 /* Nobody sleeps here: who would wait a slice for a holder looks at once whether it lives. */
@@ -288,19 +325,23 @@ int main(int argc, char **argv)
 {
     signal(SIGALRM, hung);
     static struct sr_sys table;
-    table = sr_sys_linux;
+    table = plain = *sr_sys;
     table.futex_wait = no_sleep;
+    table.ioctl = counted_ioctl;
+    table.fallocate = counted_fallocate;
     sr_sys = &table;
     uint64_t histories = t_option(argc, argv, "histories", 64), jobs = t_option(argc, argv, "jobs", 2), seed = t_option(argc, argv, "seed", 0);
     uint64_t seconds = t_option(argc, argv, "seconds", 1000000), name_kills = t_option(argc, argv, "name_kills", 60);
     verbose = t_option(argc, argv, "verbose", 0);
+    on_msharefs = t_option(argc, argv, "msharefs", 0);
+    if (on_msharefs && t_msharefs() == NULL) return puts("SHAREDREGION_MSHAREFS names no msharefs"), SKIPPED;
     figures = mmap(NULL, sizeof *figures, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     EXPECT(figures != MAP_FAILED, "no memory");
     read_symbols();
     double start = t_seconds();
     if (jobs <= 1) {
         run_job(seed, histories, 1, name_kills, start + (double)seconds);
-        report(t_seconds() - start);
+        report(t_seconds() - start, remove_leftovers());
         return 0;
     }
     for (uint64_t j = 0; j < jobs; j++) {
@@ -315,6 +356,6 @@ int main(int argc, char **argv)
     }
     int status, failed = 0;
     while (waitpid(-1, &status, 0) > 0) failed |= !WIFEXITED(status) || WEXITSTATUS(status) != 0;
-    report(t_seconds() - start);
+    report(t_seconds() - start, remove_leftovers());
     return failed ? 1 : 0;
 }

@@ -9,6 +9,7 @@
 #define CATALOG_MAX (4 * SR_MIB)
 #define DATA_MAX (256 * SR_KIB)
 #define DATA_FILE SR_LARGE_PAGE    /* as long as a region of any kind has it */
+#define GROWING (2 * SR_LARGE_PAGE)    /* of regions whose memory comes and goes while they are stepped */
 #define ROWS_SEEN 24u
 #define MEMBERS_SEEN ((ROWS_SEEN + 1) * SR_PAGE)
 #define MEMBERS_SIZE (SR_PAGE * (1 + (uint64_t)SR_ROWS_MAX))
@@ -49,6 +50,7 @@ struct history {
     bool pins_full;            /* its row is full of pins: the next one needs another             */
     bool tombs;                /* its index is half full of tombstones: the next object moves slots */
     bool large;                /* on memory of large pages                                        */
+    bool grows;                /* the first large page is nearly full: what is put needs another   */
     bool alone;                /* nobody does beside it what is to be stepped                     */
     struct step stepped;
 };
@@ -62,6 +64,7 @@ struct control {
     uint32_t pins;
     struct { uint64_t off, len, seed; } pinned[16];
     bool other_draft, other_open;
+    _Atomic uint32_t calls;    /* of the kernel, that change memory or what is shown of it         */
 };
 
 /* Counters of all jobs. */
@@ -76,6 +79,8 @@ extern struct figures *figures;
 extern struct control *control;
 extern char region_name[80];
 extern char where[256];        /* what to say when something is wrong */
+extern bool on_msharefs;       /* all regions are of that kind */
+extern bool stepping;          /* this process is the one that is stepped */
 #define BAD(...) (fprintf(stderr, "%s\n", where), FAIL(__VA_ARGS__))
 #define NEED(cond, ...) do { if (!(cond)) { fprintf(stderr, "%s\n", where); FAIL("not so: " #cond " | " __VA_ARGS__); } } while (0)
 #define NEED_OK(call) do { int g_ = (call); if (g_ != 0) { fprintf(stderr, "%s\n", where); FAIL(#call " gave %d: %s", g_, error.what); } } while (0)
@@ -87,8 +92,12 @@ void expect(const struct history *h, struct expected *x);
 struct object *find_object(struct expected *x, const char *name);
 void set_object(struct expected *x, const struct object *o);
 uint64_t block_of(uint64_t len);
-/* Of the data segment's file. */
+/* An object that is there to fill memory; nobody looks at its bytes. */
+#define FILLER_FROM SR_MIB
+/* Of the data segment's file; and what of it is looked at: all that is no filler. */
 uint64_t data_length(const struct history *h);
+struct window { uint64_t from, len; };
+struct window data_window(const struct history *h);
 
 /* --- steps_code.c */
 #define FUNCTIONS_MAX 1024
@@ -103,21 +112,31 @@ void read_symbols(void);
 struct segments {
     unsigned char *catalog, *members, *data;
     int members_fd;
+    int data_fd, share_fd;     /* on msharefs */
+    struct sr_head head;       /* as it was when they were opened */
+    struct sr_members_head members_head;
+    uint64_t data_size;
     char name[80];
 };
-/* The bytes in use, as they were at the last look. */
+/* The bytes in use, as they were at the last look; of memory on msharefs, what there is of it and what
+ * of it is shown. */
 struct snapshot {
     unsigned char *catalog, *members, *data;
-    uint64_t catalog_len, members_len, data_len;
+    uint64_t catalog_len, members_len, data_len, data_from;
+    uint64_t shown, backed;
+    uint32_t calls;
 };
 void open_segments(struct segments *s, const char *name, bool make, uint64_t data_size);
-void close_segments(struct segments *s, uint64_t data_size);
-void unlink_segments(const char *name);
+void close_segments(struct segments *s);
+void unlink_segments(struct segments *s);
 bool names_gone(const char *name);
 void new_snapshot(struct snapshot *shot);
 void clear_snapshot(struct snapshot *shot);
-bool update(struct snapshot *shot, const struct segments *s, uint64_t data_len);
+bool update(struct snapshot *shot, const struct segments *s, struct window data);
 void restore(struct segments *to, const struct snapshot *shot);
+/* On msharefs: whether memory, what is shown of it, and the commit map agree. While somebody is at work
+ * there may be more than the map says; afterwards there is not. */
+void check_memory(const struct segments *s, const struct snapshot *shot);
 
 /* --- steps_check.c */
 /* Whether the other member does; in a recovery that is stepped it did or did not all along. */

@@ -16,7 +16,8 @@ static bool is_object(struct sr_region *r, const struct object *o, bool hold)
     bool same = o->there && f.len == o->len && f.meta_len == o->meta_len && f.flags == o->flags;
     if (same) {
         t_fill(meta, o->meta_len, ~o->seed);
-        same = memcmp(f.text + f.name_len, meta, o->meta_len) == 0 && t_differs(r->data.at + f.off.at, o->len, o->seed) == o->len;
+        same = memcmp(f.text + f.name_len, meta, o->meta_len) == 0 &&
+               (o->len >= FILLER_FROM || t_differs(r->data.at + f.off.at, o->len, o->seed) == o->len);
     }
     if (hold) sr_unpin(r, f.block);
     return same;
@@ -51,14 +52,22 @@ uint64_t look_at_all(struct sr_region *r, const struct expected *x, bool hold)
     return bytes;
 }
 
+#define JUNK_PARTS 20u    /* of a region, a piece of junk is one */
+
 void put(struct sr_region *r, const struct object *o, int *result)
 {
     struct sr_error error = {0};
-    uint8_t meta[SR_META_MAX], bytes[8192];
+    static uint8_t meta[SR_META_MAX], bytes[GROWING / JUNK_PARTS];
     uint64_t seq;
     struct sr_desc d = t_desc(o->name, o->len, o->seed, o->meta_len, meta, o->flags);
-    t_fill(bytes, o->len, o->seed);
-    *result = sr_catalog_put(r, &d, bytes, &seq, &error);
+    if (o->len >= FILLER_FROM) {
+        struct sr_draft draft;
+        *result = sr_draft_begin(r, &d, &draft, &error);
+        if (*result == 0) *result = sr_draft_publish(r, &d, &draft, &seq, &error);
+    } else {
+        t_fill(bytes, o->len, o->seed);
+        *result = sr_catalog_put(r, &d, bytes, &seq, &error);
+    }
     if (*result != 0 && *result != SR_E_FULL) BAD("put: %d %s", *result, error.what);
 }
 
@@ -68,7 +77,7 @@ struct segments copy, second;    /* where a crash point is checked; whose recove
 static void fill_up(struct sr_region *r)
 {
     struct sr_error error = {0};
-    struct object junk = {.len = 2048, .seed = 99, .there = true};
+    struct object junk = {.len = r->head.hd_size / JUNK_PARTS, .seed = 99, .there = true};
     uint32_t made = 0;
     int got;
     while (junk.len) {
@@ -149,6 +158,7 @@ void check_point(const struct expected *x, const struct snapshot *shot, enum liv
         NEED(stats.used == bytes, "bytes in use after further operations");
         NEED(bytes || (stats.objects == 0 && stats.largest == stats.size), "an empty region is not one free block");
     }
+    check_memory(&copy, NULL);
     sr_region_close(r);
     alarm(0);
     atomic_fetch_add(&figures->points, 1);
@@ -200,5 +210,6 @@ void others(const struct history *h, struct expected *x, uint64_t *random, uint3
     }
     NEED_OK(sr_catalog_check(w, &error));
     sr_region_close(w);
+    atomic_fetch_add(&control->calls, 1);
     atomic_fetch_add(&figures->paused_free, 1);
 }

@@ -36,6 +36,9 @@ static bool prepare(const struct step *s)
     else if (s->kind == DELETE) got = sr_catalog_delete(r, o->name, strlen(o->name), 0, &error);
     else if (s->kind == GET) {
         other_pin(o);
+    } else if (s->kind == TRIM) {
+        uint64_t freed;
+        got = sr_catalog_trim(r, &freed, &error);
     } else if (s->kind == BEGIN) {
         struct sr_desc d = t_desc(o->name, o->len, o->seed, o->meta_len, meta, o->flags);
         struct sr_draft *to = s->by_other ? &other_drafts : &draft;
@@ -115,6 +118,7 @@ void child(const struct history *h, bool on_second)
     struct sr_error error = {0};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+    stepping = true;
     if (on_second) {
         raise(SIGSTOP);
         struct sr_region *r = NULL;
@@ -123,7 +127,7 @@ void child(const struct history *h, bool on_second)
         raise(SIGSTOP);
         _exit(0);
     }
-    self = t_create(region_name, h->large ? &sr_backend_thp : &sr_backend_shm, h->size, false);
+    self = t_create(region_name, on_msharefs ? &sr_backend_msharefs : h->large ? &sr_backend_thp : &sr_backend_shm, h->size, false);
     if (h->other) {
         other = t_attach(region_name, h->other_writes);
         control->other_row = sr_member_row(other);
@@ -147,7 +151,7 @@ void child(const struct history *h, bool on_second)
     }
     uint8_t meta[SR_META_MAX], bytes[8192];
     t_fill(meta, h->stepped.object.meta_len, ~h->stepped.object.seed);
-    t_fill(bytes, h->stepped.object.len, h->stepped.object.seed);
+    if (h->stepped.object.len <= sizeof bytes) t_fill(bytes, h->stepped.object.len, h->stepped.object.seed);
     raise(SIGSTOP);
     control->result = operate(h, meta, bytes);
     raise(SIGSTOP);

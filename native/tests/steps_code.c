@@ -20,7 +20,7 @@ static int find_base(struct dl_phdr_info *info, size_t size, void *out)
 
 static bool our_file(const char *file)
 {
-    static const char *const files[] = {"alloc.c", "place.c", "names.c", "segment.c", "commit.c", "create.c", "reclaim.c", "member.c", "lock.c", "state.c", "view.c", "files.c",
+    static const char *const files[] = {"alloc.c", "place.c", "names.c", "segment.c", "commit.c", "create.c", "reclaim.c", "member.c", "lock.c", "state.c", "view.c", "files.c", "share.c", "msharefs.c",
                                         "entries.c", "index.c", "store.c", "recover.c"};
     for (size_t i = 0; i < SR_ARRAY_LEN(files); i++)
         if (strcmp(file, files[i]) == 0) return true;
@@ -30,7 +30,7 @@ static bool our_file(const char *file)
 static bool our_name(const char *name)
 {
     static const char *const prefixes[] = {"sr_alloc_", "sr_catalog_", "sr_draft_", "sr_index__", "sr_entry__", "sr_list__",
-        "sr_limbo__", "sr_pending__", "sr_region_", "sr_member_", "sr_pin", "sr_unpin", "sr_ticket", "sr_lock", "sr_unlock", "sr_view_"};
+        "sr_limbo__", "sr_pending__", "sr_region_", "sr_member_", "sr_pin", "sr_unpin", "sr_ticket", "sr_lock", "sr_unlock", "sr_view_", "sr_share_", "sr_msharefs_"};
     for (size_t i = 0; i < SR_ARRAY_LEN(prefixes); i++)
         if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0) return true;
     return false;

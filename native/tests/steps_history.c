@@ -28,8 +28,16 @@ void set_object(struct expected *x, const struct object *o)
 uint64_t data_length(const struct history *h)
 {
     struct sr_shape shape;
-    NEED(sr_backend_shape(&sr_backend_shm, h->size, &shape) && shape.mapped <= DATA_MAX, "the length of the data segment");
+    NEED(sr_backend_shape(on_msharefs ? &sr_backend_msharefs : &sr_backend_shm, h->size, &shape), "the length of the data segment");
     return shape.mapped;
+}
+
+/* Small objects follow the filler, which ends shortly before the second large page. */
+struct window data_window(const struct history *h)
+{
+    struct window w = {0, sr_min(data_length(h), DATA_MAX)};
+    if (h->grows) w.from = SR_LARGE_PAGE - DATA_MAX / 4;
+    return w;
 }
 
 uint64_t block_of(uint64_t len) { return sr_max(sr_align_up(len, SR_BLOCK_UNIT), SR_BLOCK_UNIT); }
@@ -42,6 +50,23 @@ static void random_object(struct object *o, const char *name, uint64_t *random)
     o->len = lens[t_below(random, t_below(random, 8) ? 8 : SR_ARRAY_LEN(lens))];
     static const uint16_t metas[] = {0, 5, 20, 45, 60, 130, 400, 4096};
     o->meta_len = metas[t_below(random, t_below(random, 12) ? 5 : SR_ARRAY_LEN(metas))];
+}
+
+/* Memory that is nearly full: a filler, and behind it another that is gone again and leaves its page, or
+ * has been trimmed away, or never was. */
+static void fill_first(struct history *h, uint64_t *random)
+{
+    h->grows = true;
+    h->size = GROWING;
+    struct object filler = {.name = "filler", .len = SR_LARGE_PAGE - 4096 * (1 + t_below(random, 5)), .there = true};
+    h->setup[h->setup_count++] = (struct step){.kind = PUT_NEW, .object = filler};
+    if (t_below(random, 3) == 0) return;
+    strcpy(filler.name, "more");
+    filler.len = SR_LARGE_PAGE - SR_KIB * (64 + t_below(random, 64));
+    h->setup[h->setup_count++] = (struct step){.kind = PUT_NEW, .object = filler};
+    filler.there = false;
+    h->setup[h->setup_count++] = (struct step){.kind = DELETE, .object = filler};
+    if (t_below(random, 3) == 0) h->setup[h->setup_count++] = (struct step){.kind = TRIM};
 }
 
 static void random_name(char *out, uint64_t *random)
@@ -76,11 +101,14 @@ void make_history(struct history *h, uint64_t seed)
     h->other = t_below(&random, 2);
     h->other_writes = t_below(&random, 2);
     bool drafted = false;
+    if (on_msharefs && !h->prefill && seed % 2) fill_first(h, &random);
     uint32_t count = (uint32_t)t_below(&random, 14);
     h->stepped.kind = (enum kind)t_below(&random, KINDS + 6);
     if (h->stepped.kind >= KINDS) h->stepped.kind = (enum kind[]){PUT_NEW, PUT_OVER, DELETE, PUBLISH, BEGIN, PUT_OVER}[h->stepped.kind - KINDS];
     if (seed % 1024 == 500 || h->tombs) h->stepped.kind = PUT_NEW;
     if (h->pins_full) h->stepped.kind = GET;
+    /* More often what takes memory and gives it back. */
+    if (h->grows && t_below(&random, 2)) h->stepped.kind = (enum kind[]){PUT_NEW, BEGIN, TRIM, DELETE}[t_below(&random, 4)];
     h->large = h->stepped.kind == REPAIR;
     h->alone = h->pins_full || h->tombs || seed % 4096 == 1524;
     for (uint32_t i = 0; i < count; i++) {
@@ -93,12 +121,14 @@ void make_history(struct history *h, uint64_t seed)
         s->object.there = s->kind != DELETE;
         /* A pin knows its bytes: those of the last put of that name. */
         if (s->kind == GET)
-            for (uint32_t k = 0; k < i; k++)
+            for (uint32_t k = 0; &h->setup[k] < s; k++)
                 if ((h->setup[k].kind == PUT_NEW || h->setup[k].kind == PUT_OVER) && strcmp(h->setup[k].object.name, s->object.name) == 0)
                     s->object.seed = h->setup[k].object.seed;
     }
     random_object(&h->stepped.object, names[t_below(&random, NAMES)], &random);
     struct object *o = &h->stepped.object;
+    /* So long that it takes a page of its own, or that the budget is used up. */
+    if (h->grows && h->stepped.kind == BEGIN && t_below(&random, 2)) o->len = SR_LARGE_PAGE - 64 * t_below(&random, 2048);
     if (h->stepped.kind == PUT_OVER || h->stepped.kind == BUMP || h->stepped.kind == DELETE || h->stepped.kind == GET || h->stepped.kind == UNPIN || h->stepped.kind == TICKET) {
         struct step *s = &h->setup[h->setup_count++];
         s->kind = PUT_NEW;

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "sr_region_private.h"
 #include "steps.h"
 
 static void shm_path(char out[160], const char *region, const char *suffix) { snprintf(out, 160, "/dev/shm/sharedregion.%s.%s", region, suffix); }
@@ -23,28 +24,53 @@ static unsigned char *map_file(const char *region, const char *suffix, bool make
     return at;
 }
 
-void open_segments(struct segments *s, const char *name, bool make, uint64_t data_size)
+/* The memory has no name there: the keeper hands it out, and what shows it to readers. */
+static void open_kept(struct segments *s)
 {
-    snprintf(s->name, sizeof s->name, "%s", name);
-    s->catalog = map_file(name, "catalog", make, CATALOG_MAX, NULL);
-    s->members = map_file(name, "members", make, MEMBERS_SIZE, &s->members_fd);
-    s->data = map_file(name, "data", make, data_size, NULL);
+    memcpy(&s->head, s->catalog, sizeof s->head);
+    memcpy(&s->members_head, s->members, sizeof s->members_head);
+    s->data_fd = sr_region__open_data(-1, &s->head, s->head.hd_uid, true);
+    s->share_fd = sr_region__open_share(&s->head, s->head.hd_uid, true);
+    NEED(s->data_fd >= 0 && s->share_fd >= 0, "the keeper: %d, %d", s->data_fd, s->share_fd);
+    s->data_size = s->head.hd_mapped;
+    s->data = mmap(NULL, s->data_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s->data_fd, 0);
+    NEED(s->data != MAP_FAILED, "the data segment");
 }
 
-void close_segments(struct segments *s, uint64_t data_size)
+void open_segments(struct segments *s, const char *name, bool make, uint64_t data_size)
+{
+    *s = (struct segments){.data_fd = -1, .share_fd = -1, .data_size = data_size};
+    snprintf(s->name, sizeof s->name, "%s", name);
+    struct sr_region *r = make && on_msharefs ? t_create(name, &sr_backend_msharefs, GROWING, false) : NULL;
+    s->catalog = map_file(name, "catalog", make && !r, CATALOG_MAX, NULL);
+    s->members = map_file(name, "members", make && !r, MEMBERS_SIZE, &s->members_fd);
+    if (on_msharefs) open_kept(s);
+    else s->data = map_file(name, "data", make, data_size, NULL);
+    if (r == NULL) return;
+    /* A region of its own. Its keeper takes who holds the last row for a member: it ends with this process. */
+    NEED(sr_sys_lock(s->members_fd, SR_ROWS_MAX - 1, 1, false) == 0, "the last row");
+    sr_region_close(r);
+}
+
+void close_segments(struct segments *s)
 {
     munmap(s->catalog, CATALOG_MAX);
     munmap(s->members, MEMBERS_SIZE);
-    munmap(s->data, data_size);
-    close(s->members_fd);
+    munmap(s->data, s->data_size);
+    sr_sys_close(&s->members_fd);
+    sr_sys_close(&s->data_fd);
+    sr_sys_close(&s->share_fd);
 }
 
-void unlink_segments(const char *name)
+/* With a keeper, the names go with it. */
+void unlink_segments(struct segments *s)
 {
     static const char *const suffixes[] = {"catalog", "members", "data"};
     char path[160];
-    for (int i = 0; i < 3; i++) {
-        shm_path(path, name, suffixes[i]);
+    close_segments(s);
+    if (on_msharefs) NEED(names_gone(s->name), "names of the copy are left");
+    else for (int i = 0; i < 3; i++) {
+        shm_path(path, s->name, suffixes[i]);
         unlink(path);
     }
 }
@@ -105,11 +131,29 @@ static bool update_part(unsigned char *shadow, uint64_t *known, const unsigned c
     return changed;
 }
 
-bool update(struct snapshot *shot, const struct segments *s, uint64_t data_len)
+/* To look at memory that is not there would make it. */
+static bool has_memory(const struct snapshot *shot, uint64_t at) { return shot->backed >> (at / SR_LARGE_PAGE) & 1; }
+
+bool update(struct snapshot *shot, const struct segments *s, struct window data)
 {
     bool changed = update_part(shot->catalog, &shot->catalog_len, s->catalog, catalog_in_use(s->catalog));
     changed |= update_part(shot->members, &shot->members_len, s->members, members_in_use(s->members));
-    changed |= update_part(shot->data, &shot->data_len, s->data, data_len);
+    shot->data_from = data.from;
+    if (!on_msharefs) return changed | update_part(shot->data, &shot->data_len, s->data + data.from, data.len);
+    uint64_t shown = shot->shown, backed = t_backed(s->data_fd, s->data_size);
+    uint32_t calls = atomic_load(&control->calls) + 1;
+    if (shot->calls != calls) shown = t_shown(s->share_fd, s->data_fd, s->data_size);
+    changed |= shown != shot->shown || backed != shot->backed;
+    shot->shown = shown;
+    shot->backed = backed;
+    shot->calls = calls;
+    for (uint64_t at = 0; at < data.len;) {
+        uint64_t end = sr_min(sr_align_down(data.from + at, SR_LARGE_PAGE) + SR_LARGE_PAGE - data.from, data.len), known = shot->data_len > at ? end - at : 0;
+        if (has_memory(shot, data.from + at)) changed |= update_part(shot->data + at, &known, s->data + data.from + at, end - at);
+        else memset(shot->data + at, 0, end - at);
+        at = end;
+    }
+    shot->data_len = data.len;
     return changed;
 }
 
@@ -121,7 +165,45 @@ void new_snapshot(struct snapshot *shot)
     shot->catalog_len = shot->members_len = shot->data_len = 0;
 }
 
-void clear_snapshot(struct snapshot *shot) { shot->catalog_len = shot->members_len = shot->data_len = 0; }
+void clear_snapshot(struct snapshot *shot)
+{
+    shot->catalog_len = shot->members_len = shot->data_len = shot->calls = 0;
+}
+
+/* Memory behind the same granules, a page of each, and the same of them shown. */
+static void restore_memory(const struct segments *to, const struct snapshot *shot)
+{
+    NEED(sr_msharefs_remove(to->share_fd, 0, to->data_size) == 0 && sr_sys_punch(to->data_fd, 0, to->data_size) == 0, "the copy's memory");
+    for (uint64_t at = 0; at < to->data_size; at += SR_LARGE_PAGE) {
+        uint64_t bit = UINT64_C(1) << (at / SR_LARGE_PAGE);
+        if (shot->backed & bit) NEED(sr_sys_commit(to->data_fd, at, SR_PAGE) == 0, "no memory");
+        if (shot->shown & bit) NEED(sr_msharefs_place(to->share_fd, at, SR_LARGE_PAGE, to->data_fd, at) == 0, "the copy's msharefs region");
+    }
+}
+
+/* Each of these has its own in the place of the stepped one's. */
+static void restore_identity(struct segments *to, struct sr_head *h)
+{
+    struct sr_members_head *m = (struct sr_members_head *)to->members;
+    memcpy(h->hd_id, to->head.hd_id, sizeof h->hd_id);
+    memcpy(m->mh_id, to->head.hd_id, sizeof m->mh_id);
+    atomic_store(&m->mh_keeper, atomic_load(&to->members_head.mh_keeper));
+    m->mh_crc = sr_crc32c(0, m, offsetof(struct sr_members_head, mh_crc));
+    h->hd_members_dev = to->head.hd_members_dev, h->hd_members_ino = to->head.hd_members_ino;
+    h->hd_data_dev = to->head.hd_data_dev, h->hd_data_ino = to->head.hd_data_ino;
+    h->hd_share_dev = to->head.hd_share_dev, h->hd_share_ino = to->head.hd_share_ino;
+    h->hd_share_size = to->head.hd_share_size;
+}
+
+static void note_file(const char *name, const char *suffix, uint64_t *dev, uint64_t *ino)
+{
+    struct stat st;
+    char path[160];
+    shm_path(path, name, suffix);
+    NEED(stat(path, &st) == 0, "%s", path);
+    *dev = st.st_dev;
+    *ino = st.st_ino;
+}
 
 /* Put the bytes into segments of another name: everything is the same but that the region persists,
  * so that it can be attached though all its members are dead. */
@@ -133,21 +215,33 @@ void restore(struct segments *to, const struct snapshot *shot)
     if (before > shot->catalog_len) memset(to->catalog + shot->catalog_len, 0, before - shot->catalog_len);
     memcpy(to->members, shot->members, shot->members_len);
     memset(to->members + shot->members_len, 0, MEMBERS_SEEN - shot->members_len);
-    memcpy(to->data, shot->data, shot->data_len);
+    if (on_msharefs) restore_memory(to, shot);
+    for (uint64_t at = 0; at < shot->data_len; at += SR_PAGE)
+        if (!on_msharefs || has_memory(shot, shot->data_from + at)) memcpy(to->data + shot->data_from + at, shot->data + at, SR_PAGE);
     struct sr_head *h = (struct sr_head *)to->catalog;
-    struct stat st;
-    char path[160];
     memset(h->hd_name, 0, sizeof h->hd_name);
     h->hd_name_len = (uint32_t)strlen(to->name);
     memcpy(h->hd_name, to->name, h->hd_name_len);
     h->hd_flags |= SR_HEAD_PERSIST;
-    shm_path(path, to->name, "members");
-    NEED(stat(path, &st) == 0, "%s", path);
-    h->hd_members_dev = st.st_dev;
-    h->hd_members_ino = st.st_ino;
-    shm_path(path, to->name, "data");
-    NEED(stat(path, &st) == 0, "%s", path);
-    h->hd_data_dev = st.st_dev;
-    h->hd_data_ino = st.st_ino;
+    if (on_msharefs) {
+        restore_identity(to, h);
+    } else {
+        note_file(to->name, "members", &h->hd_members_dev, &h->hd_members_ino);
+        note_file(to->name, "data", &h->hd_data_dev, &h->hd_data_ino);
+    }
     h->hd_crc = sr_crc32c(0, h, offsetof(struct sr_head, hd_crc));
+}
+
+void check_memory(const struct segments *s, const struct snapshot *shot)
+{
+    if (!on_msharefs) return;
+    const struct sr_region r = {.catalog = {s->catalog, CATALOG_MAX}, .head = *(const struct sr_head *)s->catalog, .backend = &sr_backend_msharefs};
+    uint64_t marked = t_marked(&r), stays = t_staying(&r);
+    uint64_t shown = shot ? shot->shown : t_shown(s->share_fd, s->data_fd, s->data_size);
+    uint64_t backed = shot ? shot->backed : t_backed(s->data_fd, s->data_size);
+    NEED((marked & ~shown) == 0, "granules %#llx are marked and not shown", (unsigned long long)(marked & ~shown));
+    NEED((marked & ~backed) == 0, "granules %#llx are marked and have no memory", (unsigned long long)(marked & ~backed));
+    if (shot) return;
+    NEED((shown & ~marked & ~stays) == 0, "granules %#llx are shown that are in no map", (unsigned long long)(shown & ~marked));
+    NEED((backed & ~marked & ~stays) == 0, "granules %#llx have memory that is in no map", (unsigned long long)(backed & ~marked));
 }

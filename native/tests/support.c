@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "support.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <unistd.h>
 
@@ -51,6 +53,18 @@ const char *t_region_name(const char *what)
     return name;
 }
 
+/* The keeper of this very build. */
+static const char *keeper(void)
+{
+    static char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
+    EXPECT(n > 0, "this program's own path");
+    path[n] = '\0';
+    for (int up = 0; up < 2; up++) *strrchr(path, '/') = '\0';
+    strcat(path, "/keeper/sharedregion-keeper");
+    return path;
+}
+
 struct sr_region *t_create(const char *name, const struct sr_backend *backend, uint64_t size, bool persist)
 {
     struct sr_error error = {0};
@@ -59,6 +73,7 @@ struct sr_region *t_create(const char *name, const struct sr_backend *backend, u
         .name = name, .size = size, .backend = backend, .place = SR_PLACE_SHM_DIR, .mode = 0600, .persist = persist,
         .reason = "a test",
     };
+    if (backend->shared_tables) spec.place = SR_PLACE_MEMFD, spec.keeper = keeper(), spec.msharefs = t_msharefs();
     OK(sr_catalog_create(&r, &spec, &error));
     return r;
 }
@@ -69,6 +84,52 @@ struct sr_region *t_attach(const char *name, bool writable)
     struct sr_region *r = NULL;
     OK(sr_catalog_attach(&r, name, writable, SR_NO_OWNER, &error));
     return r;
+}
+
+const char *t_msharefs(void)
+{
+    const char *path = getenv("SHAREDREGION_MSHAREFS");
+    return path && *path ? path : NULL;
+}
+
+#define GRANULE SR_LARGE_PAGE    /* of every region on msharefs that is not huge */
+
+uint64_t t_shown(int share, int memory, uint64_t length)
+{
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < length; at += GRANULE) {
+        int r = sr_msharefs_place(share, at, GRANULE, memory, at);
+        EXPECT(r == 0 || r == -EEXIST, "placing in the msharefs region: %d", r);
+        if (r == 0) r = sr_msharefs_remove(share, at, GRANULE);
+        else found |= UINT64_C(1) << (at / GRANULE), r = 0;
+        EXPECT(r == 0, "removing from the msharefs region: %d", r);
+    }
+    return found;
+}
+
+uint64_t t_backed(int memory, uint64_t length)
+{
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < length; at += GRANULE) {
+        off_t data = lseek(memory, (off_t)at, SEEK_DATA);
+        if (data >= 0 && (uint64_t)data < at + GRANULE) found |= UINT64_C(1) << (at / GRANULE);
+    }
+    return found;
+}
+
+uint64_t t_marked(const struct sr_region *r)
+{
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < r->head.hd_mapped; at += GRANULE)
+        if (sr_region_uncommitted(r, (sr_off){at}, 1) == 0) found |= UINT64_C(1) << (at / GRANULE);
+    return found;
+}
+
+uint64_t t_staying(const struct sr_region *r)
+{
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < r->head.hd_mapped; at += r->head.hd_share_unit) found |= UINT64_C(1) << (at / GRANULE);
+    return found;
 }
 
 struct sr_desc t_desc(const char *name, uint64_t len, uint64_t seed, uint16_t meta_len, uint8_t *meta, uint8_t flags)

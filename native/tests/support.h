@@ -44,6 +44,16 @@ const char *t_region_name(const char *what);
 struct sr_region *t_create(const char *name, const struct sr_backend *backend, uint64_t size, bool persist);
 struct sr_region *t_attach(const char *name, bool writable);
 
+/* Where msharefs, or its stand-in (tests/support), is mounted: SHAREDREGION_MSHAREFS. NULL: nowhere. */
+const char *t_msharefs(void);
+/* Which granules of an msharefs region are shown to readers, and which of a memory file have memory: a
+ * bit each, 64 at most. Shown is found by trying to show it: not beside others who do the same. */
+uint64_t t_shown(int share, int memory, uint64_t length);
+uint64_t t_backed(int memory, uint64_t length);
+/* Which of them the commit map says have memory, and which are never given back. */
+uint64_t t_marked(const struct sr_region *r);
+uint64_t t_staying(const struct sr_region *r);
+
 /* name -> descriptor; metadata `meta_len` bytes of the seed. */
 struct sr_desc t_desc(const char *name, uint64_t len, uint64_t seed, uint16_t meta_len, uint8_t *meta, uint8_t flags);
 /* Tombstones in half of the index, and names `far` slots behind some of them that could lie there: as
