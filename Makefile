@@ -73,7 +73,7 @@ test: build $(VENV)/.frameworks ## run all tests (ARGS="-k name")
 # Programs in C that reach what Python cannot, each in a build of its own. The Python module is not
 # built with them.
 build-native/native/tests/ok: SETUP := -Dbuildtype=release -Dfault_injection=true
-build-asan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=address,undefined
+build-asan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=address,undefined -Dfault_injection=true
 build-tsan/native/tests/ok: SETUP := -Dbuildtype=debugoptimized -Db_sanitize=thread
 build-%/native/tests/ok: $(VENV)/.requirements $(SOURCES)
 	@$(BIN)/meson setup build-$* -Dnative_tests=true -Db_lundef=false $(SETUP) > /dev/null

@@ -16,7 +16,8 @@
  * is also what the keeper's memory has and what of it readers are shown. In half of the histories the
  * first large page is nearly full, so that memory is taken and given back while others look.
  *
- * Options: histories, seed, jobs, seconds (stop then), name_kills, msharefs, verbose.
+ * Options: histories, seed, jobs, seconds (stop then), name_kills, changes (1: no state is checked for its
+ * instruction's sake alone), msharefs, verbose.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -72,6 +73,7 @@ static void end_child(pid_t pid)
 
 static struct snapshot shots[2];
 static uint64_t verbose;
+static bool changes_only;
 
 static void recover_stepped(const struct history *h, const struct expected *x, const struct snapshot *shot, uint64_t *random);
 
@@ -95,7 +97,8 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
         uintptr_t at = rip - code_base;
         bool ours = at < CODE_MAX && room_of[at];
         bool changed = update(shot, on, data);
-        bool unseen = ours && figures->code[at] == 0;
+        bool unseen = ours && figures->code[at] == 0 && !changes_only;
+        if (ours && changes_only) figures->code[at] |= 1;
         if (!changed && !unseen) {
             if (!twice && pauses < PAUSES && t_below(random, 1200) == 0) {
                 pauses++;
@@ -263,8 +266,8 @@ static void report(double seconds, uint64_t leftovers)
     printf("histories%s %llu, instructions stepped %llu, crash points checked %llu (%llu after a change of bytes), in %.0f s\n",
            on_msharefs ? " on msharefs" : "", (unsigned long long)figures->histories, (unsigned long long)figures->steps, (unsigned long long)figures->points,
            (unsigned long long)figures->changed, seconds);
-    printf("distinct instruction addresses of region, alloc and catalog: %llu executed, each a crash point that was checked; %llu of them change shared bytes\n",
-           (unsigned long long)executed, (unsigned long long)changing);
+    printf("distinct instruction addresses of region, alloc and catalog: %llu executed%s; %llu of them change shared bytes\n",
+           (unsigned long long)executed, changes_only ? "" : ", each a crash point that was checked", (unsigned long long)changing);
     printf("recoveries of an abandoned lock %llu, beside a living member with pins %llu, recoveries stepped in their turn %llu\n",
            (unsigned long long)figures->recoveries, (unsigned long long)figures->with_pins, (unsigned long long)figures->twice);
     printf("pauses with whole operations of others: %llu, readers only beside a held lock: %llu; kills while names come and go: %llu, sockets of no keeper removed afterwards: %llu\n",
@@ -333,6 +336,7 @@ int main(int argc, char **argv)
     uint64_t histories = t_option(argc, argv, "histories", 64), jobs = t_option(argc, argv, "jobs", 2), seed = t_option(argc, argv, "seed", 0);
     uint64_t seconds = t_option(argc, argv, "seconds", 1000000), name_kills = t_option(argc, argv, "name_kills", 60);
     verbose = t_option(argc, argv, "verbose", 0);
+    changes_only = t_option(argc, argv, "changes", 0);
     on_msharefs = t_option(argc, argv, "msharefs", 0);
     if (on_msharefs && t_msharefs() == NULL) return puts("SHAREDREGION_MSHAREFS names no msharefs"), SKIPPED;
     figures = mmap(NULL, sizeof *figures, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
