@@ -43,7 +43,7 @@ Tensor = Any
 
 def accepts(value: object) -> bool:
     """Tensors and parameters themselves. Other subclasses are more than their numbers."""
-    torch = sys.modules["torch"]
+    torch = load("torch")
     return type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
@@ -154,13 +154,16 @@ def tensor_over(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"{dtype!r} is no type of numbers that torch {torch.__version__} has")
     flat = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
-    if 0 in shape:
-        return torch.empty_strided(shape, strides, dtype=kind)
-    items = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if items * kind.itemsize > flat.nbytes:
-        raise ValueError("it reaches beyond its memory")
-    lent = np.asarray(_Lent(flat[: items * kind.itemsize]))
-    return torch.from_numpy(lent).view(kind).as_strided(shape, strides)
+    try:
+        if 0 in shape:
+            return torch.empty_strided(shape, strides, dtype=kind)
+        items = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if items * kind.itemsize > flat.nbytes:
+            raise ValueError("it reaches beyond its memory")
+        lent = np.asarray(_Lent(flat[: items * kind.itemsize]))
+        return torch.from_numpy(lent).view(kind).as_strided(shape, strides)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"torch refuses it: {error}") from None
 
 
 def _finished(tensor: Tensor, parameter: bool, requires_grad: bool) -> Tensor:
@@ -192,7 +195,8 @@ def in_pickle(value: Tensor, seen: dict[Any, Any]) -> Any:
         raise NotPlaceable(
             "a tensor in the middle of a computation cannot be placed", "place tensor.detach()"
         )
-    key = (value.data_ptr() if value.device.type == "cpu" else id(value), value.dtype, *_layout(value))
+    at = value.data_ptr() if value.device.type == "cpu" else id(value)
+    key = (at, value.dtype, value.is_conj(), value.is_neg(), *_layout(value))
     bits = seen.setdefault(key, None) or _Bits(value)
     seen[key] = bits
     parameter = type(value) is sys.modules["torch"].nn.Parameter

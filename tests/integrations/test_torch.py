@@ -146,6 +146,17 @@ def test_models_and_state_dicts(unique: str) -> None:
         assert torch.equal(region["state"]["0.weight"], model[0].weight)
 
 
+def test_views_of_one_memory_that_mean_other_numbers() -> None:
+    """Conjugated and negated views look at the memory of others and are not taken for them."""
+    numbers = torch.randn(4, dtype=torch.complex64)
+    imaginary = numbers.conj().imag
+    views = {"x": numbers, "conj": numbers.conj(), "imag": numbers.imag, "neg": imaginary}
+    assert imaginary.is_neg() and imaginary.data_ptr() == numbers.imag.data_ptr()
+    shared = sr.share(views)
+    for name, view in views.items():
+        assert torch.equal(shared[name], view), name
+
+
 def test_written_out_with_data() -> None:
     """torch.save and pickle write the numbers: a checkpoint is never empty."""
     tensor = sr.share(torch.arange(10_000.0))
@@ -282,6 +293,7 @@ def test_a_damaged_description(unique: str) -> None:
         bad = [
             b"", good[:20], tensor.describe("float32", (10, 11)), tensor.describe("nonsense", (1,)),
             tensor.describe("float32", (2, 2), (1 << 62, 1 << 62)), tensor.describe("Tensor", (1,)), b"\x09" + good[1:],
+            tensor.describe("float32", (1,), (1 << 63,)), tensor.describe("int8", (0, 1 << 63)),
         ]  # fmt: skip
         for n, meta in enumerate(bad):
             region._put(f"t{n}", tensor.NUMBER, 0, meta, bytes(400))
