@@ -37,6 +37,9 @@ class _Kind(IntEnum):
 
 
 def _kind_of(value: object) -> _Kind | None:
+    framework = type(value).__module__.partition(".")[0]
+    if framework in ("polars", "pyarrow"):
+        load(framework)  # What is too old is said where its value is placed.
     polars = sys.modules.get("polars")
     if polars is not None and type(value) in (polars.DataFrame, polars.Series):
         return _Kind.POLARS_FRAME if type(value) is polars.DataFrame else _Kind.POLARS_SERIES
@@ -147,9 +150,9 @@ def read(meta: bytes, pin: Any, *, writable: bool) -> Any:
         with pyarrow.ipc.open_stream(pyarrow.py_buffer(view if writable else view.toreadonly())) as reader:
             table = reader.read_all()
         table.validate()
+        return _value_of(kind, table)
     except (pyarrow.ArrowException, ValueError, IndexError, OSError) as error:
         raise RegionCorrupt(f"an Arrow stream contradicts itself: {error}") from None
-    return _value_of(kind, table)
 
 
 def _value_of(kind: _Kind, table: Any) -> Any:

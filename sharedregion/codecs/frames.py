@@ -7,9 +7,9 @@ The labels of its axes are copied where they are Python objects.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
+from sharedregion._frameworks import load
 from sharedregion.codecs import pickled
 from sharedregion.codecs.arrow import objects_in
 
@@ -22,7 +22,7 @@ NUMBER = pickled.NUMBER
 
 def accepts(value: object) -> bool:
     """Frames, series and indexes."""
-    pandas = sys.modules["pandas"]
+    pandas = load("pandas")
     return isinstance(value, pandas.DataFrame | pandas.Series | pandas.Index)
 
 

@@ -249,8 +249,18 @@ def test_damage_is_said(unique: str) -> None:
     with sr.create(unique, size="8 MiB") as region:
         region["t"] = TABLE.select(["n"])
         good = bytes(memoryview(region._get_exact(region._info("t")[7], region._info("t")[5])))
+        region["none"] = pa.table({})
+        empty = bytes(memoryview(region._get_exact(region._info("none")[7], region._info("none")[5])))
         for n, (meta, data) in enumerate(
-            [(b"\x01", good[:100]), (b"\x63", good), (b"", good), (b"\x01", b"\xff" * 64), (b"\x01", b"")]
+            [
+                (b"\x03", empty),
+                (b"\x04", empty),
+                (b"\x01", good[:100]),
+                (b"\x63", good),
+                (b"", good),
+                (b"\x01", b"\xff" * 64),
+                (b"\x01", b""),
+            ]
         ):
             region._put(f"bad{n}", arrow.NUMBER, 0, meta, data)
             with pytest.raises(sr.RegionCorrupt):
