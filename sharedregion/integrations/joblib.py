@@ -60,7 +60,9 @@ class _Placed:
             if known is not None and known[0]() is array:
                 return known[1]
             placed = opening.share(np.asarray(array))
-            self._by_id[id(array)] = (weakref.ref(array), placed)
+            # With the array its copy goes, and before another can have its id: a long call sends many.
+            key = id(array)
+            self._by_id[key] = (weakref.ref(array, lambda _: self._by_id.pop(key, None)), placed)
             return placed
 
 

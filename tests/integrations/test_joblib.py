@@ -87,6 +87,25 @@ def test_nothing_is_left_after_a_call() -> None:
     assert own_names() <= before
 
 
+def test_copies_go_with_their_arrays() -> None:
+    """A long call that makes arrays as it goes holds the copies of those that are under way, not of all."""
+    before = own_names()
+    most = 0
+
+    def arrays():
+        nonlocal most
+        for n in range(24):
+            gc.collect()
+            _native.settle()
+            most = max(most, len(own_names() - before))
+            yield joblib.delayed(look)(np.full(200_000, float(n)))
+
+    assert [total for *_, total in run_all(arrays(), pre_dispatch=2, batch_size=1)] == [
+        200_000.0 * n for n in range(24)
+    ]
+    assert 1 <= most <= 8, most
+
+
 def grab(array):
     if array.shape == (200_001,):
         os.kill(os.getpid(), signal.SIGKILL)
