@@ -11,16 +11,22 @@ results) is the process's own.
 # ruff: noqa: E402  What is missing or too old is said before anything is taken from it.
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sharedregion._frameworks import load
 
 duckdb = load("duckdb")
 
-from sharedregion.errors import NotPlaceable
+from sharedregion.codecs import arrow, pickled
+from sharedregion.errors import NotPlaceable, RegionCorrupt
 from sharedregion.region import Region
 
 __all__ = ["connect", "register"]
+
+_log = logging.getLogger("sharedregion")
+#: Numbers of the codecs that tables are placed by: what is of another is not even opened.
+_KINDS = (arrow.NUMBER, pickled.NUMBER)
 
 
 def connect(region: Region, *names: str, database: str = ":memory:", **options: Any) -> Any:
@@ -43,20 +49,30 @@ def register(connection: Any, region: Region, *names: str) -> list[str]:
 
     A table is an Arrow Table or RecordBatch, or a frame of polars or pandas. The connection looks at the
     version of this moment and holds it, until the name is registered again or the connection is closed.
-    ObjectNotFound if a name is not there, NotPlaceable if it is not a table.
+    ObjectNotFound if a name is not there, NotPlaceable if it is not a table. Without `names`, what this
+    process cannot open (a pickle of another user, a frame whose framework is not installed) is left out,
+    and the log says why.
     """
     known = []
     for name in names or list(region):
-        value = region[name]
-        if not _is_table(value):
-            if names:
-                raise NotPlaceable(
-                    f"object {name!r} is a {type(value).__name__}, not a table",
-                    "place a pyarrow Table, or a frame of polars or pandas",
-                )
+        try:
+            if not names and region._info(name)[1] not in _KINDS:
+                continue
+            value = region[name]
+        except Exception as error:
+            # Deleted meanwhile, a pickle of another user, or of something that this process does not know.
+            if names or isinstance(error, RegionCorrupt):
+                raise
+            _log.info("object %r is left out: %s", name, error)
             continue
-        connection.register(name, value)
-        known.append(name)
+        if _is_table(value):
+            connection.register(name, value)
+            known.append(name)
+        elif names:
+            raise NotPlaceable(
+                f"object {name!r} is a {type(value).__name__}, not a table",
+                "place a pyarrow Table, or a frame of polars or pandas",
+            )
     return known
 
 

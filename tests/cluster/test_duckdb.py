@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
 
 import duckdb
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 import sharedregion as sr
 from sharedregion.integrations import duckdb as in_regions
@@ -76,6 +78,32 @@ def test_what_is_no_table_is_refused_by_name(unique: str) -> None:
             in_regions.connect(region, "x")
         with pytest.raises(sr.ObjectNotFound):
             in_regions.connect(region, "y")
+
+
+class Odd:
+    """Can be placed by its maker, and opened by nobody."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("not a number",)
+
+
+def test_what_cannot_be_opened_is_left_out(run: Callable[..., str], unique: str) -> None:
+    """Beside the tables may lie what this process cannot open, a tensor without torch too: asked for by name, it is an error."""
+    with sr.create(unique, size="16 MiB") as region:
+        region["t"] = pa.table({"a": [1, 2, 3]})
+        region["odd"] = Odd()
+        region["tensor"] = torch.ones(3)
+        with in_regions.connect(region) as connection:
+            assert connection.sql("select sum(a) from t").fetchall() == [(6,)]
+        with pytest.raises(ValueError, match="not a number"):
+            in_regions.connect(region, "odd")
+        code = """
+import sys, sharedregion as sr
+from sharedregion.integrations import duckdb
+sys.modules["torch"] = None
+print(duckdb.connect(sr.attach(sys.argv[1])).sql("select sum(a) from t").fetchall())
+"""
+        assert run(code, unique) == "[(6,)]\n"
 
 
 def test_a_connection_keeps_the_version_that_it_looks_at(unique: str) -> None:
