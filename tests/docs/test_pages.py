@@ -10,19 +10,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: A block of Python followed by a block without a language: a program and what it prints.
-EXAMPLE = re.compile(r"^```python\n(.*?)^```\n\s*^```(?:text)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A block of Python, and what it prints where a block without a language follows.
+EXAMPLE = re.compile(
+    r"^(<!-- file: .*\n)?```python\n(.*?)^```$(?:\n\s*^```(?:text)?\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
 CONFIG = ROOT / "mkdocs.yml"
 
 
+def _blocks(page: Path) -> list[tuple[str, int, str]]:
+    """Code, line and what is printed, of what is not a file of its own."""
+    text = page.read_text()
+    return [
+        (match[2], text.count("\n", 0, match.start()) + 1, match[3] or "")
+        for match in EXAMPLE.finditer(text)
+        if not match[1]
+    ]
+
+
 def _examples() -> list[tuple[Path, int, str, str]]:
-    found = []
-    for page in PAGES:
-        text = page.read_text()
-        for match in EXAMPLE.finditer(text):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append((page, line, match[1], match[2]))
-    return found
+    """Programs: fragments import nothing."""
+    return [
+        (page, line, code, printed)
+        for page in PAGES
+        for code, line, printed in _blocks(page)
+        if "import " in code
+    ]
 
 
 def _pattern(printed: str) -> str:
@@ -56,10 +68,13 @@ def test_examples_print_what_the_page_says(
     assert re.fullmatch(_pattern(printed), done.stdout, re.DOTALL), f"{page}:{line}\n{done.stdout}"
 
 
-def test_there_are_examples() -> None:
-    """The pattern above still finds them: README has two."""
-    assert sum(page.name == "README.md" for page, *_ in _examples()) >= 2
-    assert len(_examples()) >= 7
+def test_fragments() -> None:
+    """All Python of the pages is run, here or by the tests of servers (`<!-- file: NAME -->`), but for this."""
+    everything = [len(re.findall(r"^ *```python$", page.read_text(), re.MULTILINE)) for page in PAGES]
+    served = [page.read_text().count("<!-- file: ") for page in PAGES]
+    assert len(_examples()) == sum(everything) - sum(served) - 1
+    [fragment] = [page.name for page in PAGES for code, _, _ in _blocks(page) if "import " not in code]
+    assert fragment == "msharefs.md"
 
 
 def test_every_page_is_in_the_navigation() -> None:
