@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sharedregion.bench.against import Bytes, Fill, Peer, Store, Values
+from sharedregion.bench.against import Bytes, Fill, Peer
+from sharedregion.bench.stores import files
 
 
 def _write(path: str, array: Any) -> None:
@@ -49,35 +50,7 @@ def view(ticket: list[Any]) -> Iterator[Bytes]:
     yield _read(path).view(np.uint8)[:size]
 
 
-class _Store:
-    """A file for each object, put into place by rename."""
-
-    def __init__(self, folder: str) -> None:
-        self.ticket = folder
-
-    def put(self, name: str, value: Values) -> None:
-        path = os.path.join(self.ticket, name)
-        _write(f"{path}.{os.getpid()}", value)
-        os.rename(f"{path}.{os.getpid()}", path)
-
-    def look(self, name: str) -> float:
-        return float(_read(os.path.join(self.ticket, name))[0])
-
-    def delete(self, name: str) -> None:
-        os.unlink(os.path.join(self.ticket, name))
-
-
-@contextlib.contextmanager
-def store(room: int, where: tuple[str, str]) -> Iterator[Store]:
-    folder = os.path.join(where[1], "arrow-objects")
-    os.makedirs(folder, exist_ok=True)
-    yield _Store(folder)
-
-
-@contextlib.contextmanager
-def join(ticket: str) -> Iterator[Store]:
-    yield _Store(ticket)
-
+store, join = files(_write, lambda path: float(_read(path)[0]))
 
 PEER = Peer(
     name="arrow",

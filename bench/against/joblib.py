@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sharedregion.bench.against import Bytes, Fill, Peer, Store, Values
+from sharedregion.bench.against import Bytes, Fill, Peer, Values
+from sharedregion.bench.stores import files
 
 
 @contextlib.contextmanager
@@ -34,39 +35,19 @@ def view(ticket: str) -> Iterator[Bytes]:
     yield np.asarray(joblib.load(ticket, mmap_mode="r"))
 
 
-class _Store:
-    """A file for each object, put into place by rename."""
+def _write(path: str, value: Values) -> None:
+    import joblib
 
-    def __init__(self, folder: str) -> None:
-        self.ticket = folder
-
-    def put(self, name: str, value: Values) -> None:
-        import joblib
-
-        path = os.path.join(self.ticket, name)
-        joblib.dump(value, f"{path}.{os.getpid()}")
-        os.rename(f"{path}.{os.getpid()}", path)
-
-    def look(self, name: str) -> float:
-        import joblib
-
-        return float(joblib.load(os.path.join(self.ticket, name), mmap_mode="r")[0])
-
-    def delete(self, name: str) -> None:
-        os.unlink(os.path.join(self.ticket, name))
+    joblib.dump(value, path)
 
 
-@contextlib.contextmanager
-def store(room: int, where: tuple[str, str]) -> Iterator[Store]:
-    folder = os.path.join(where[1], "joblib-objects")
-    os.makedirs(folder, exist_ok=True)
-    yield _Store(folder)
+def _first(path: str) -> float:
+    import joblib
+
+    return float(joblib.load(path, mmap_mode="r")[0])
 
 
-@contextlib.contextmanager
-def join(ticket: str) -> Iterator[Store]:
-    yield _Store(ticket)
-
+store, join = files(_write, _first)
 
 PEER = Peer(
     name="joblib",

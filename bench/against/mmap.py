@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sharedregion.bench.against import Bytes, Fill, Peer, Store, Values
+from sharedregion.bench.against import Bytes, Fill, Peer, Values
+from sharedregion.bench.stores import files
 
 
 @contextlib.contextmanager
@@ -34,42 +35,22 @@ def view(ticket: str) -> Iterator[Bytes]:
     yield np.frombuffer(memory, np.uint8)
 
 
-class _Store:
-    """A file for each object, put into place by rename, so that readers see it whole."""
-
-    def __init__(self, folder: str) -> None:
-        self.ticket = folder
-
-    def put(self, name: str, value: Values) -> None:
-        path = os.path.join(self.ticket, name)
-        descriptor = os.open(f"{path}.{os.getpid()}", os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(descriptor, value.nbytes)
-        with mmap.mmap(descriptor, value.nbytes) as memory:
-            np.frombuffer(memory, np.float64)[:] = value
-        os.close(descriptor)
-        os.rename(f"{path}.{os.getpid()}", path)
-
-    def look(self, name: str) -> float:
-        descriptor = os.open(os.path.join(self.ticket, name), os.O_RDONLY)
-        memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-        os.close(descriptor)
-        return float(np.frombuffer(memory, np.float64, 1)[0])
-
-    def delete(self, name: str) -> None:
-        os.unlink(os.path.join(self.ticket, name))
+def _write(path: str, value: Values) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(descriptor, value.nbytes)
+    with mmap.mmap(descriptor, value.nbytes) as memory:
+        np.frombuffer(memory, np.float64)[:] = value
+    os.close(descriptor)
 
 
-@contextlib.contextmanager
-def store(room: int, where: tuple[str, str]) -> Iterator[Store]:
-    folder = os.path.join(where[1], "objects")
-    os.makedirs(folder, exist_ok=True)
-    yield _Store(folder)
+def _first(path: str) -> float:
+    descriptor = os.open(path, os.O_RDONLY)
+    memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    os.close(descriptor)
+    return float(np.frombuffer(memory, np.float64, 1)[0])
 
 
-@contextlib.contextmanager
-def join(ticket: str) -> Iterator[Store]:
-    yield _Store(ticket)
-
+store, join = files(_write, _first)
 
 PEER = Peer(
     name="mmap",

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
 
 import numpy as np
 
 from sharedregion.bench.against import Bytes, Fill, Peer, Values
+from sharedregion.bench.stores import prefixed
 
 
 def _attach(name: str) -> SharedMemory:
@@ -74,15 +74,7 @@ class _Store:
         memory.close()
 
 
-@contextlib.contextmanager
-def store(room: int, where: tuple[str, str]) -> Iterator[Any]:
-    yield _Store(f"{where[0]}o-")
-
-
-@contextlib.contextmanager
-def join(ticket: str) -> Iterator[Any]:
-    yield _Store(ticket)
-
+store, join = prefixed(_Store)
 
 PEER = Peer(
     name="shared_memory",

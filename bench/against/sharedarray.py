@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sharedregion.bench.against import Bytes, Fill, Peer, Store, Values
+from sharedregion.bench.against import Bytes, Fill, Peer, Values
+from sharedregion.bench.stores import prefixed
 
 
 @contextlib.contextmanager
@@ -59,15 +60,7 @@ class _Store:
         SharedArray.delete(f"shm://{self.ticket}{name}")
 
 
-@contextlib.contextmanager
-def store(room: int, where: tuple[str, str]) -> Iterator[Store]:
-    yield _Store(f"{where[0]}o-")
-
-
-@contextlib.contextmanager
-def join(ticket: str) -> Iterator[Store]:
-    yield _Store(ticket)
-
+store, join = prefixed(_Store)
 
 PEER = Peer(
     name="sharedarray",
