@@ -50,6 +50,9 @@ ENTRY = 8
 # An idle forked client: its own tables, and the pages that it soon copies.
 _IDLE_CLIENT = MIB
 
+#: Clients with 4 KiB pages that a plan has room for at least.
+FEW = 3
+
 #: What is asked about processes while they live, by pid.
 Look = Callable[[Sequence[int]], Any]
 
@@ -131,14 +134,17 @@ def plan(facts: Facts, size: int = 300 * GIB, clients: int = 1500) -> Plan | Ref
     if room < needed:
         return Refused(f"it needs {format_size(needed)} of memory, {format_size(room)} are available")
     # Two clients at least must live, or there is nothing to see. Both sides run one after the other.
-    least = bare.small_pages * PAGE + 3 * bare.tables_bytes
+    least = bare.small_pages * PAGE + FEW * bare.tables_bytes
     limit_bytes = max(least, min(4 * GIB, room // 4))
     return Plan(size, clients, limit_bytes if limit_bytes <= room // 2 else None)
 
 
 @dataclass(frozen=True)
 class SmallSide:
-    """The 4 KiB side: who lived under the limit. `tables` is VmPTE of one client, in bytes."""
+    """The 4 KiB side: who lived under the limit. `tables` is VmPTE of one client, in bytes.
+
+    `reason` says why there was no limit: then a few clients ran without one.
+    """
 
     limit: int
     lived: int
@@ -206,11 +212,12 @@ def sentences(outcome: Outcome) -> list[str]:
     small = outcome.small
     if small is None:
         told.append("The 4 KiB side was left out: there is not enough memory to let two clients live.")
-    elif small.reason:
-        told.append(f"The 4 KiB side was left out: {small.reason}.")
+        return told
+    each = f", each with {format_size(small.tables)} of tables" if small.tables else ""
+    end = "the kernel killed the next one" if small.killed else "no more were tried"
+    if small.reason:
+        told.append(f"With 4 KiB pages: {small.lived} clients lived{each}; {end}, since {small.reason}.")
     else:
-        each = f", each with {format_size(small.tables)} of tables" if small.tables else ""
-        end = "the kernel killed the next one" if small.killed else "no more were tried"
         told.append(
             f"With 4 KiB pages and a memory limit of {format_size(small.limit)}: {small.lived} clients lived{each}; {end}."
         )
@@ -380,12 +387,15 @@ def small_side(
 ) -> SmallSide:
     """Clients with 4 KiB pages under that limit, one after the other until the kernel kills one.
 
-    With `dense` every page is there, made outside of the limit, and all clients are started.
+    With `dense` every page is there, made outside of the limit, and all clients are started. Where no limit
+    can be made, `FEW` are started: more of them would take the memory of the whole machine.
     """
+    group, reason = None, None
+    count = made.clients if dense else min(made.clients, (made.lets_live or 0) + 4)
     try:
         group = memory_group(guardian, limit, f"sharedregion-story-{os.getpid()}")
     except (OSError, ToolError) as error:
-        return SmallSide(limit, 0, killed=False, tables=None, reason=str(error))
+        reason, count = str(error), min(count, FEW)
     segment = Segment.create("shm", made.size, "memfd")
     if dense:
         for offset in range(0, made.size, GIB):
@@ -393,6 +403,9 @@ def small_side(
     segment.unmap()
 
     def touch_all() -> None:
+        if group is None:
+            _read(segment, made.size, HUGE)
+            return
         # The newcomer is the one to be killed, not one that has already lived.
         write("/proc/self/oom_score_adj", 1000)
         write(f"{group}/cgroup.procs", os.getpid())
@@ -402,7 +415,7 @@ def small_side(
     killed = False
     with _clients(guardian) as crew:
         tables = None
-        for _ in range(made.clients if dense else min(made.clients, (made.lets_live or 0) + 4)):
+        for _ in range(count):
             pid = crew.start(touch_all)
             status = crew.wait(1)
             if status is not None:
@@ -412,7 +425,7 @@ def small_side(
                 break
             tables = procfs.process_status(pid).get("VmPTE")
         seen = look(crew.pids[:1]) if look and crew.pids else None
-        return SmallSide(limit, len(crew.pids), killed, tables, seen=seen)
+        return SmallSide(limit, len(crew.pids), killed, tables, reason, seen)
 
 
 def run(made: Plan, progress: Callable[[str], None] = lambda _: None) -> Outcome:

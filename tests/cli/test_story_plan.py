@@ -64,6 +64,11 @@ def test_the_words_carry_the_figures() -> None:
         "5 clients lived",
     ):
         assert part in text
+    bare = replace(outcome, small=replace(small, lived=3, killed=False, reason="no group can be made"))
+    assert (
+        "3 clients lived, each with 601 MiB of tables; no more were tried, since no group can be made."
+        in (_story.sentences(bare)[-1])
+    )
     grown = replace(outcome, linked_bytes=78 * MIB + 1500 * 2048, small=None)
     assert grown.per_client == 2048
     text = " ".join(_story.sentences(grown))
