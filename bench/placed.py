@@ -13,7 +13,7 @@ from sharedregion.bench.case import GIB, MIB, OURS, Job, Sample, Setting
 from sharedregion.bench.crew import Crew
 from sharedregion.bench.ours import pages, subject, unusable_reason
 
-__all__ = ["costs", "every_page", "held", "job", "sparsely", "subjects"]
+__all__ = ["costs", "every_page", "held", "in_large_pages", "job", "sparsely", "subjects"]
 
 
 def every_page(memory: Bytes) -> None:
@@ -86,6 +86,18 @@ def _tables(pids: Sequence[int]) -> dict[int, tuple[int, int, int, bool]]:
     }
 
 
+def in_large_pages(pids: Sequence[int]) -> float:
+    """Bytes of shared memory that the median process maps by entries of 2 MiB, by the kernel's count."""
+
+    def one(pid: int) -> int:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            return next(
+                (int(line.split()[1]) << 10 for line in file if line.startswith("ShmemPmdMapped:")), 0
+            )
+
+    return float(statistics.median(one(pid) for pid in pids))
+
+
 def costs(job: Job, ticket: Any, team: Crew, step: int = 4096) -> Iterator[Sample]:
     """Page tables of workers that have read all of it, beyond one that has not.
 
@@ -110,4 +122,6 @@ def costs(job: Job, ticket: Any, team: Crew, step: int = 4096) -> Iterator[Sampl
     if before is not None and after is not None:
         yield "growth", (after - before) / workers
     yield "estimated", float(any(end[pid][3] for pid in team.pids))
+    if job.subject == "thp":
+        yield "large", in_large_pages(team.pids[:workers])
     yield "first", float(statistics.median(one["attach"] + one["first"] for one in times))

@@ -11,7 +11,7 @@ from sharedregion.bench.budgets import BUDGETS
 from sharedregion.bench.case import Case
 from sharedregion.bench.records import Figure, Results, Row
 
-__all__ = ["BYTES", "Table", "amount", "budgets", "machine_line", "notes", "of", "spread", "title"]
+__all__ = ["BYTES", "Table", "amount", "budgets", "gaps", "machine_line", "notes", "of", "spread", "title"]
 
 #: Params that are bytes.
 BYTES = frozenset({"size", "object", "limit"})
@@ -19,11 +19,12 @@ BYTES = frozenset({"size", "object", "limit"})
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; `right` names the columns of numbers."""
+    """Text in rows; `right` names the columns of numbers, `optional` those that may be left out, the first one first."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: Sequence[str]
+    optional: Sequence[str]
 
 
 def amount(value: float, unit: str) -> str:
@@ -50,10 +51,14 @@ def amount(value: float, unit: str) -> str:
 def spread(figure: Figure, unit: str) -> str:
     """The median, and what it ranged over if it was measured more than once."""
     middle = amount(figure.median, unit)
-    if len(figure.values) < 2:
-        return middle
     low, high = amount(figure.low, unit), amount(figure.high, unit)
-    return middle if low == high else f"{middle} ({low} to {high})"
+    if low == high:
+        return middle
+    value, _, words = low.rpartition(" ")
+    # The unit is said once where it is the same.
+    if value and middle.endswith(f" {words}") and high.endswith(f" {words}"):
+        low, high = value, high.rpartition(" ")[0]
+    return f"{middle} ({low} to {high})"
 
 
 def title(subject: str) -> str:
@@ -70,39 +75,63 @@ def _value(key: str, value: Any) -> str:
     return format_size(value) if key in BYTES and isinstance(value, int) else str(value)
 
 
-def of(case: Case, results: Results) -> Table:
-    """One row for each subject and its params, one column for each metric that was measured."""
-    rows = results.of(case.name)
-    params = [
+def _varying(rows: Sequence[Row]) -> list[str]:
+    """Params that say which row is which."""
+    return [
         key
         for key in dict.fromkeys(key for row in rows for key in row.params)
-        if len({row.params.get(key) for row in rows if row.figures}) > 1
+        if len({row.params.get(key) for row in rows}) > 1
     ]
-    metrics = [key for key in case.metrics if any(key in row.figures for row in rows)]
-    words = any(row.status != "ok" for row in rows)
+
+
+def of(case: Case, results: Results) -> Table:
+    """One row for each subject and its params that gave figures, one column for each metric that was measured."""
+    rows = [row for row in results.of(case.name) if row.figures]
+    params = _varying(rows)
     shown = [
         key
-        for key in metrics
-        if case.metrics[key].title and (case.metrics[key].unit or _says_something(rows, key))
+        for key in case.metrics
+        if any(key in row.figures for row in rows)
+        and case.metrics[key].title
+        and (case.metrics[key].unit or _says_something(rows, key))
     ]
-    columns = ["", *params, *(case.metrics[key].title for key in shown), *(["remark"] if words else [])]
-    lines: list[list[str]] = []
-    said: set[tuple[str, str | None]] = set()
-    for row in rows:
-        if not row.figures:
-            # The same reason for each size says nothing more.
-            if (row.subject, row.reason) in said:
-                continue
-            said.add((row.subject, row.reason))
-        line = [title(row.subject)]
-        line += [_value(key, row.params[key]) if key in row.params and row.figures else "" for key in params]
-        line += [
-            spread(row.figures[key], case.metrics[key].unit) if key in row.figures else "-" for key in shown
+    titles = [case.metrics[key].title for key in shown]
+    lines = [
+        [
+            title(row.subject),
+            *(_value(key, row.params[key]) if key in row.params else "" for key in params),
+            *(
+                spread(row.figures[key], case.metrics[key].unit) if key in row.figures else "-"
+                for key in shown
+            ),
         ]
-        if words:
-            line.append("" if row.status == "ok" else f"{row.status}: {row.reason}")
-        lines.append(line)
-    return Table(columns, lines, columns[1 : 1 + len(params) + len(shown)])
+        for row in rows
+    ]
+    # What a narrow terminal can do without: figures, the last ones first.
+    return Table(["", *params, *titles], lines, [*params, *titles], titles[:0:-1])
+
+
+def gaps(case: Case, results: Results) -> Table:
+    """What gave no figures, or not all: one row for each subject and reason."""
+    rows = results.of(case.name)
+    params = _varying(rows)
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            words = [
+                _value(key, row.params[key])
+                + ("" if key in BYTES or isinstance(row.params[key], str) else f" {key}")
+                for key in params
+                if key in row.params
+            ]
+            found.setdefault((row.subject, f"{row.status}: {row.reason}"), []).append(" ".join(words))
+    several = {subject: len([row for row in rows if row.subject == subject]) for subject, _ in found}
+    lines = [
+        # The same reason everywhere needs no list of where.
+        [title(subject), "" if len(where) == several[subject] else ", ".join(where), reason]
+        for (subject, reason), where in found.items()
+    ]
+    return Table(["not measured", "where", "why"], lines, [], [])
 
 
 def _says_something(rows: Sequence[Row], key: str) -> bool:

@@ -11,11 +11,11 @@ from sharedregion.bench.case import MIB, Bars, Job, Metric, Sample, Setting
 __all__ = ["METRICS", "bars", "costs", "jobs"]
 
 METRICS = {
-    "pss": Metric("B", "memory of a worker (PSS)"),
-    "tables": Metric("B", "page tables of its own"),
-    "start": Metric("s", "from the start to the first answer"),
+    "pss": Metric("B", "its memory (PSS)"),
+    "tables": Metric("B", "its page tables"),
+    "start": Metric("s", "first answer"),
     "rate": Metric("/s", "throughput", more=True),
-    "estimated": Metric("", "figures are estimates"),
+    "estimated": Metric("", "estimates"),
 }
 
 

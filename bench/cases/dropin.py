@@ -111,7 +111,7 @@ CASE = Case(
     metrics={
         "fresh": Metric("B/s", "made and filled", more=True),
         "warm": Metric("B/s", "filled again", more=True),
-        "private": Metric("B", "tables of a worker that read it"),
+        "private": Metric("B", "tables"),
     },
     charts=(Bars("private", "Page tables of a worker that read a block of 1 GiB"),),
     notes=(

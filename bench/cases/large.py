@@ -86,7 +86,7 @@ CASE = Case(
     measure=measure,
     metrics={
         "fresh": Metric("B/s", "fresh memory", more=True),
-        "warm": Metric("B/s", "memory that was there", more=True),
+        "warm": Metric("B/s", "warm memory", more=True),
     },
     charts=(
         Bars("fresh", "Placing {size} in fresh memory", {"size": MOST}),

@@ -85,6 +85,7 @@ CASE = Case(
         "attach": Metric("s", "attach"),
         "look": Metric("s", "looking one up"),
         "place": Metric("s", "placing one"),
-        "private": Metric("B", "page tables of a worker that looked all up, beyond an idle one"),
+        "private": Metric("B", "its page tables"),
     },
+    notes=("Page tables are those of a worker that looked all of them up, beyond an idle one.",),
 )

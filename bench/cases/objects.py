@@ -66,7 +66,7 @@ def measure(job: Job) -> Iterator[Sample]:
                 "-m",
                 "sharedregion.bench.cases.objects",
                 "--quiet",
-                *(few if job.quick else many),
+                *(few if job.quick or job.subject == "ray" else many),
                 f"--inherit-environ={_VARIABLE},PYTHONSAFEPATH,SHAREDREGION_BENCH_RUN",
                 "-o",
                 out,

@@ -1,4 +1,4 @@
-"""Small puts and deletes by several processes at once: contention must not cost throughput."""
+"""Operations by several processes at once: contention must not cost throughput."""
 
 from __future__ import annotations
 
@@ -9,50 +9,61 @@ from typing import Any
 
 import numpy as np
 
-from sharedregion.bench.case import MIB, Case, Job, Lines, Metric, Sample, Setting
+from sharedregion.bench.case import MIB, Bars, Case, Job, Lines, Metric, Sample, Setting
 from sharedregion.bench.ours import subject, unusable_reason
 
 OURS = ("thp",)
-COUNTS = (1, 2, 8)
+#: Operation, bytes of an object, numbers of processes.
+KINDS = (("put-delete", 64, (1, 2, 8)), ("put-delete", MIB, (1, 8)), ("get", 64, (1, 8)))
 
 
 def plan(setting: Setting) -> list[Job]:
     """One process, then more, in turn."""
-    counts = (1, 8) if setting.quick else COUNTS
     seconds = 0.3 if setting.quick else 1.0
     return [
         Job(
             CASE.name,
             name,
-            {"processes": count},
-            rounds=3 if name in OURS and not setting.quick else 1,
-            seconds=seconds + 0.6 + 0.15 * count,
+            {"operation": operation, "object": size, "processes": count},
+            # More where a budget hangs on it, and of the peer that comes nearest.
+            rounds=3 if name in (*OURS, "lmdb") and not setting.quick else 1,
+            seconds=seconds + 0.6 + 0.15 * count + (8 if name == "ray" else 0),
             cannot=unusable_reason(name, setting) if name in OURS else None,
         )
-        for count in counts
+        for operation, size, counts in (KINDS[:1] if setting.quick else KINDS)
+        for count in ((1, 8) if setting.quick else counts)
         for name in [*OURS, *setting.peers]
     ]
 
 
-def _write(name: str, ticket: Any, seconds: float, start: Any, results: Any, number: int) -> None:
-    value = np.arange(8.0)
+def _work(job: Job, ticket: Any, seconds: float, start: Any, results: Any, number: int) -> None:
+    value = np.arange(int(job.params["object"]) / 8)
     key = f"writer{number}"
-    peer = subject(name)
+    peer = subject(job.subject)
     assert peer.join is not None
     with peer.join(ticket) as store:
+
+        def once() -> None:
+            store.put(key, value)
+            store.delete(key)
+
+        def get() -> None:
+            store.look(key)
+
+        store.put(key, value)
+        what = get if job.params["operation"] == "get" else once
         start.wait()
         count, began = 0, time.perf_counter()
         until = began + seconds
         while (now := time.perf_counter()) < until:
             for _ in range(20):
-                store.put(key, value)
-                store.delete(key)
+                what()
             count += 20
         results.put(count / (now - began))
 
 
 def measure(job: Job) -> Iterator[Sample]:
-    """Pairs of put and delete a second, of all processes together."""
+    """Operations a second, of all processes together."""
     context = multiprocessing.get_context("spawn")
     processes = int(job.params["processes"])
     peer = subject(job.subject)
@@ -61,7 +72,7 @@ def measure(job: Job) -> Iterator[Sample]:
     with peer.store(64 * MIB, (job.prefix, job.folder)) as store:
         start, results = context.Barrier(processes), context.Queue()
         workers = [
-            context.Process(target=_write, args=(job.subject, store.ticket, seconds, start, results, n))
+            context.Process(target=_work, args=(job, store.ticket, seconds, start, results, n))
             for n in range(processes)
         ]
         for worker in workers:
@@ -75,13 +86,34 @@ def measure(job: Job) -> Iterator[Sample]:
 
 CASE = Case(
     name="writers",
-    title="puts and deletes by processes at once, in all",
+    title="puts, deletes and gets by processes at once, in all",
     plan=plan,
     measure=measure,
     metrics={
-        "rate": Metric("/s", "pairs of put and delete", more=True),
-        "least": Metric("/s", "of the slowest process", more=True),
+        "rate": Metric("/s", "all", more=True),
+        "least": Metric("/s", "the slowest", more=True),
     },
-    charts=(Lines("rate", "processes", "Pairs of put and delete a second, all processes together"),),
-    notes=("64 bytes; each process writes under a name of its own.",),
+    charts=(
+        Lines(
+            "rate",
+            "processes",
+            "Pairs of put and delete of 64 bytes a second, all processes together",
+            {"operation": "put-delete", "object": 64},
+        ),
+        Bars(
+            "rate",
+            "Pairs of put and delete of {object} a second, by {processes} processes",
+            {"operation": "put-delete", "object": MIB, "processes": 8},
+            log=True,
+        ),
+        Bars(
+            "rate",
+            "Gets of 64 bytes a second, by {processes} processes",
+            {"operation": "get", "object": 64, "processes": 8},
+            log=True,
+        ),
+    ),
+    notes=(
+        "Pairs of put and delete, or gets, a second; each process has a name of its own. A get reads one number.",
+    ),
 )
