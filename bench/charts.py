@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sharedregion._sizes import format_size
@@ -13,7 +14,7 @@ from sharedregion.bench import tables
 from sharedregion.bench.case import MOST, OURS, Bars, Case, Lines
 from sharedregion.bench.records import Figure, Results, Row
 
-__all__ = ["draw"]
+__all__ = ["Drawn", "alone", "draw_all"]
 
 INK, FAINT, GRID = "#1d2733", "#66727f", "#e3e7ec"
 #: Ours stand out; the peers have colours of their own so that lines can be told apart.
@@ -57,7 +58,46 @@ def _ours(subject: str) -> bool:
     return subject in OURS or "region" in subject
 
 
-def draw(case: Case, chart: Bars | Lines, results: Results, key: str) -> tuple[str, str] | None:
+@dataclass(frozen=True)
+class Drawn:
+    """A chart: `svg` is an element to stand inside HTML, `key` begins its ids and names its file."""
+
+    key: str
+    title: str
+    svg: str
+    note: str
+
+
+def draw_all(case: Case, results: Results) -> list[Drawn]:
+    """The charts of a case, those left out for which nothing was measured."""
+    found = []
+    for number, chart in enumerate(case.charts, 1):
+        key = f"{case.name}-{number}"
+        drawn = _draw(case, chart, results, key)
+        if drawn is not None:
+            found.append(Drawn(key, *drawn, chart.note))
+    return found
+
+
+def alone(chart: Drawn) -> str:
+    """The chart as a file of its own: with its title, and a ground to be read on whatever is behind it."""
+    found = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', chart.svg)
+    assert found
+    width, height = (float(number) for number in found.groups())
+    # The title is larger than the chart's own text, and may be wider than the chart.
+    size, top = 10, 24
+    wide = max(width, len(chart.title) * size * 0.56)
+    inner = chart.svg.replace("<svg ", f'<svg x="10" y="{top}" width="{width}" height="{height}" ', 1)
+    inner = re.sub(r' style="max-width:[0-9]+px"', "", inner, count=1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{(wide + 20) * 4 / 3:.0f}" height="{(height + top + 8) * 4 / 3:.0f}" '
+        f'viewBox="0 0 {wide + 20:.1f} {height + top + 8:.1f}"><rect width="100%" height="100%" rx="6" fill="#fff"/>'
+        f'<text x="10" y="16" style="font:600 {size}px system-ui,sans-serif;fill:{INK}">{_escaped(chart.title)}</text>'
+        f"{inner}</svg>\n"
+    )
+
+
+def _draw(case: Case, chart: Bars | Lines, results: Results, key: str) -> tuple[str, str] | None:
     """(title, <svg> element) of the chart, or None if nothing was measured that it could show."""
     rows = [row for row in results.of(case.name) if chart.metric in row.figures]
     where = dict(chart.where)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import html
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from sharedregion.bench.case import Case
 from sharedregion.bench.records import Results
 from sharedregion.errors import ToolError
 
-__all__ = ["write"]
+__all__ = ["prepare", "write"]
 
 _STYLE = """
 :root{--ink:#1d2733;--faint:#66727f;--line:#e3e7ec;--blue:#1d7be0;--good:#15803d;--bad:#b42318}
@@ -57,20 +59,28 @@ footer{color:var(--faint);font-size:13.5px;padding:4px 0 50px}
 """
 
 
-def write(results: Results, folder: str) -> str:
-    """Write DIR/index.html; its path. Raises ToolError where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
+def prepare(folder: str) -> None:
+    """Make the folder. Raises ToolError where matplotlib is not installed, OSError where the folder cannot be."""
+    if importlib.util.find_spec("matplotlib") is None:
         raise ToolError(
             "the report needs matplotlib, which is not installed", "pip install 'sharedregion[bench]'"
-        ) from None
-    assert mpl
-    text = _page(results)
+        )
     os.makedirs(folder, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+
+def write(results: Results, folder: str, names: Sequence[str]) -> str:
+    """Write DIR/index.html with these cases, and its charts as DIR/CASE-NUMBER.svg; the page's path."""
+    known = [name for name in names if name in cases.NAMES]
+    drawn = {name: charts.draw_all(cases.load(name), results) for name in known}
+    for several in drawn.values():
+        for chart in several:
+            with open(os.path.join(folder, f"{chart.key}.svg"), "w", encoding="utf-8") as file:
+                file.write(charts.alone(chart))
     path = os.path.join(folder, "index.html")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(_page(results, drawn))
     return path
 
 
@@ -78,11 +88,10 @@ def _e(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _page(results: Results) -> str:
-    known = [name for name in results.cases if name in cases.NAMES]
-    parts = [_section(cases.load(name), results) for name in known]
+def _page(results: Results, drawn: Mapping[str, Sequence[charts.Drawn]]) -> str:
+    parts = [_section(cases.load(name), results, several) for name, several in drawn.items()]
     verdicts = _budgets(results)
-    links = [*(known), *(["budgets"] if verdicts else []), "machine"]
+    links = [*drawn, *(["budgets"] if verdicts else []), "machine"]
     return "".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -168,16 +177,16 @@ def _hero(results: Results) -> str:
     )
 
 
-def _section(case: Case, results: Results) -> str:
+def _section(case: Case, results: Results, drawn: Sequence[charts.Drawn]) -> str:
     figures = []
-    for number, chart in enumerate(case.charts):
-        drawn = charts.draw(case, chart, results, f"{case.name}{number}")
-        if drawn is not None:
-            note = f'<div class="notes"><p>{_e(chart.note)}</p></div>' if chart.note else ""
-            title, svg = drawn
-            figures.append(f"<figure><h3>{_e(title)}</h3>{svg}{note}</figure>")
-    table = tables.of(case, results)
-    shown = _table(table.columns, table.rows, set(table.right))
+    for chart in drawn:
+        note = f'<div class="notes"><p>{_e(chart.note)}</p></div>' if chart.note else ""
+        figures.append(f"<figure><h3>{_e(chart.title)}</h3>{chart.svg}{note}</figure>")
+    shown = "".join(
+        _table(table.columns, table.rows, set(table.right))
+        for table in (tables.of(case, results), tables.gaps(case, results))
+        if table.rows
+    )
     notes = "".join(f"<p>{_e(note)}</p>" for note in tables.notes(case, results))
     return (
         f'<section id="{_e(case.name)}"><h2>{_e(case.title[0].upper() + case.title[1:])}<code>{_e(case.name)}</code></h2>'
@@ -202,23 +211,30 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: set[str
 
 
 def _budgets(results: Results) -> str:
-    lines = []
+    lines, judged = [], 0
     for budget in BUDGETS:
+        if budget.pick.case not in results.cases:
+            continue
+        why = f"<small>{_e(budget.why)}</small>" if budget.why else ""
         verdict = budget.judge(results)
         if verdict is None:
+            lines.append(
+                f"<tr><td>{_e(budget.what)}{why}</td><td class=n>{_e(budget.limit_text)}</td><td class=n>-</td><td></td>"
+                "<td>not measured</td></tr>"
+            )
             continue
+        judged += 1
         word = "met" if verdict.met else "missed"
         # How much of the budget is used up; of one that asks for more, how much of what was reached it asks for.
         ratio = verdict.value / budget.limit if not budget.more else budget.limit / max(verdict.value, 1e-12)
         colour = "var(--good)" if verdict.met else "var(--bad)"
         gauge = f'<div class="gauge"><i style="width:{max(1.5, min(100.0, 100 * ratio)):.1f}%;background:{colour}"></i></div>'
-        why = f"<small>{_e(budget.why)}</small>" if budget.why else ""
         lines.append(
             f"<tr><td>{_e(budget.what)}{why}</td><td class=n>{_e(budget.limit_text)}</td>"
             f"<td class=n>{_e(tables.amount(verdict.value, budget.unit))}</td><td>{gauge}</td>"
-            f'<td class="{word}">{"met" if verdict.met else "missed"}</td></tr>'
+            f'<td class="{word}">{word}</td></tr>'
         )
-    if not lines:
+    if not judged:
         return ""
     return (
         '<section id="budgets"><h2>Budgets</h2><div class="notes"><p>What the library is to cost, beside what it cost in this '

@@ -48,7 +48,12 @@ def _names(kind: str) -> Callable[[click.Context, click.Parameter, tuple[str, ..
     "--quick", is_flag=True, help="Small sizes, few rounds, the peers that start at once: under a minute."
 )
 @click.option("--json", "out", metavar="FILE", help="Write each figure as a line of JSON, as it is measured.")
-@click.option("--report", "folder", metavar="DIR", help="Write a report with charts: DIR/index.html.")
+@click.option(
+    "--report",
+    "folder",
+    metavar="DIR",
+    help="Write a report, DIR/index.html, which needs nothing else, and each of its charts as a file, DIR/*.svg.",
+)
 @click.option(
     "--from",
     "stored",
@@ -80,10 +85,19 @@ def bench(
     if listing:
         _list()
         return 0
+    if folder is not None:
+        from sharedregion.bench import report
+
+        # Not after half an hour of measuring.
+        report.prepare(folder)
     if stored:
+        if out is not None or quick or peers or size is not None:
+            raise click.UsageError(
+                "--from measures nothing: --json, --quick, --against and --size do not go with it"
+            )
         results = records.Results(_stored(stored))
         _show(results, names)
-        _report(results, folder)
+        _report(results, folder, names)
         return 0
     return _measure(names, peers, quick, out, folder, size)
 
@@ -180,21 +194,42 @@ def _arguments() -> list[str]:
     return arguments[1:] if arguments[:1] == ["bench"] else arguments
 
 
+#: Seconds between two lines about one case, on what is no terminal.
+_QUIET = 30
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A line that moves, with the time left; on what is no terminal, a line for each new case."""
+    """A line that moves, with the time left; on what is no terminal, a line for each new case and now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    started = time.monotonic()
+
+    def left(done: float, total: float) -> str:
+        nonlocal started
+        if not done:
+            # What came before, making memory ready, says nothing about what is to come.
+            started = time.monotonic()
+        # Estimates are for a plain machine; how far off they are shows on the way.
+        pace = (time.monotonic() - started + 2) / (done + 2)
+        seconds = max(0.0, total - done) * pace
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
     if not console.is_terminal:
         seen: set[str] = set()
+        said = 0.0
 
         def plain(what: str, done: float, total: float) -> None:
-            case = what.partition(":")[0]
-            if case and case not in seen:
+            nonlocal said
+            case, now = what.partition(":")[0], time.monotonic()
+            if what and (case not in seen or now > said + _QUIET):
+                said = now
+                render.note(
+                    f"... {what if case in seen else case}" + (f", {left(done, total)}" if total > 1 else "")
+                )
                 seen.add(case)
-                render.note(f"... {case}")
 
         yield plain
         return
@@ -206,20 +241,14 @@ def _progress() -> Iterator[Callable[[str, float, float], None]]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1, left="")
-        started = time.monotonic()
 
         def move(what: str, done: float, total: float) -> None:
-            # Estimates are for a plain machine; how far off they are shows on the way.
-            passed = time.monotonic() - started
-            pace = (passed + 2) / (done + 2)
-            left = max(0.0, total - done) * pace
-            words = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
             bar.update(
                 task,
                 description=render.printable(what),
                 total=total,
                 completed=done,
-                left=words if total > 1 else "",
+                left=left(done, total) if total > 1 else "",
             )
 
         yield move
@@ -252,10 +281,21 @@ def _show(results: Any, names: Sequence[str]) -> None:
 
     for name in names or results.cases:
         case = cases.load(name)
-        table = tables.of(case, results)
         render.line()
         render.heading(f"{name}: {case.title}")
-        render.table(table.columns, table.rows, right=table.right)
+        for table in (tables.of(case, results), tables.gaps(case, results)):
+            if table.rows:
+                render.table(
+                    table.columns,
+                    table.rows,
+                    right=table.right,
+                    cut=table.columns[:1],
+                    optional=table.optional,
+                )
+                render.line()
+        if not results.of(name):
+            render.line("not in these results")
+            continue
         for note in tables.notes(case, results):
             render.line(note)
     if results.run:
@@ -268,11 +308,11 @@ def _show(results: Any, names: Sequence[str]) -> None:
         render.table(["what", "budget", "measured", ""], verdicts, right=["budget", "measured"])
 
 
-def _report(results: Any, folder: str | None) -> None:
+def _report(results: Any, folder: str | None, names: Sequence[str] = ()) -> None:
     if folder is None:
         return
     from sharedregion.bench import report
 
-    path = report.write(results, folder)
+    path = report.write(results, folder, names or results.cases)
     render.line()
     render.line(f"report: {path} ({format_size(os.path.getsize(path))})")
