@@ -144,9 +144,16 @@ class Reference:
             return self._region._open_exact(self._entry, self.version)
         finally:
             # Held here by now, or gone: either way the sender need not hold it any more.
-            if self._row is not None:
-                self._region._claim(self._row, self._block)
-                self._row = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        row, self._row = self._row, None
+        if row is not None and self._region._mapped:
+            self._region._claim(row, self._block)
+
+    def __del__(self) -> None:
+        if getattr(self, "_row", None) is not None:
+            self._let_go()
 
     def ticketless(self) -> tuple[str, bytes, int, tuple[Any, ...]]:
         """What `open_reference` takes, of plain values; the sender itself holds the object meanwhile."""

@@ -143,14 +143,19 @@ class Region(_native.RegionHandle):
 
     def pop(self, name: str, default: Any = _MISSING) -> Any:
         """The object, which is then deleted; it stays valid for who holds it."""
-        try:
-            value = self[name]
-            del self[name]
-        except ObjectNotFound:
-            if default is _MISSING:
-                raise
-            return default
-        return value
+        while True:
+            try:
+                info = self._info(name)
+            except ObjectNotFound:
+                if default is _MISSING:
+                    raise
+                return default
+            try:
+                value = self._open_exact(info[7], info[5])
+                self._delete(name, info[5])
+            except ObjectNotFound:
+                continue  # Somebody else was faster: of several who pop, each gets another object.
+            return value
 
     @contextmanager
     def allocate(
@@ -305,7 +310,9 @@ class Region(_native.RegionHandle):
 
     def __iter__(self) -> Iterator[str]:
         """Names, in the order in which the objects were published."""
-        return iter([item[0] for item in sorted(self._list(), key=lambda item: item[5])])
+        # By name, since one that was deleted and put again meanwhile may have been seen twice.
+        found = {item[0]: item[5] for item in sorted(self._list(), key=lambda item: item[5])}
+        return iter(sorted(found, key=found.__getitem__))
 
     def keys(self) -> list[str]:
         """Names, in the order in which the objects were published."""
@@ -524,7 +531,27 @@ def _before_fork() -> None:
         util.register_after_fork(_open, _register_with_multiprocessing)
 
 
+#: Seconds that a process of multiprocessing waits at its end for who has not yet received what it sent.
+_CLAIMS_TIMEOUT = 5.0
+
+
 def _retire_all() -> None:
     """Remove the names of regions that end with this process. The kernel does the rest."""
+    _await_claims()
     for region in list(_open):
         region._retire()
+
+
+def _await_claims() -> None:
+    """Let a result arrive that a process of multiprocessing sends as the last thing that it does.
+
+    Its holds, and a region that only it has, end with it. Nobody waits for what the main process sends.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return
+    import time
+
+    until = time.monotonic() + _CLAIMS_TIMEOUT
+    while any(region._tickets() for region in list(_open)) and time.monotonic() < until:
+        time.sleep(0.001)

@@ -40,6 +40,23 @@ static bool copy_sound(struct sr_region *r, uint32_t n, struct sr_entry *copy, u
     return sr_catalog__crc(copy, n, text + inlined, text_len > inlined ? text_len - inlined : 0) == copy->ent_crc;
 }
 
+/* A copy whose text is in f->text: whether it makes sense, and then the rest of *f. */
+static bool take_copy(struct sr_region *r, uint32_t n, const struct sr_entry *copy, struct sr_found *f)
+{
+    if (!sr_block_ok(r, copy->ent_block) || !sr_range_ok(copy->ent_off, copy->ent_len, r->head.hd_mapped) ||
+        !sr_is_aligned(copy->ent_off, SR_BLOCK_UNIT) || copy->ent_hash != sr_hash64(f->text, copy->ent_name_len))
+        return false;
+    f->len = copy->ent_len;
+    f->off = (sr_off){copy->ent_off};
+    f->entry = n;
+    f->block = copy->ent_block;
+    f->name_len = copy->ent_name_len;
+    f->meta_len = copy->ent_meta_len;
+    f->type = copy->ent_type;
+    f->flags = copy->ent_flags;
+    return true;
+}
+
 /* Copy, check, then use. `seq` is what the caller read from ent_seq. 0; 1 if the entry changed
  * meanwhile; SR_E_CORRUPT. */
 int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
@@ -51,19 +68,35 @@ int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct
     atomic_thread_fence(memory_order_acquire);
     if (sr_seq_of(entry, n) != seq) return 1;
     /* The state is set before ent_seq, and left after it is cleared. */
-    ok = ok && sr_state_of(&copy, n) == SR_ENTRY_LIVE && sr_block_ok(r, copy.ent_block) && sr_range_ok(copy.ent_off, copy.ent_len, r->head.hd_mapped) &&
-         sr_is_aligned(copy.ent_off, SR_BLOCK_UNIT) && copy.ent_hash == sr_hash64(f->text, copy.ent_name_len);
-    if (!ok) return bad(r, e, "an entry fails its checks");
+    if (!ok || sr_state_of(&copy, n) != SR_ENTRY_LIVE || !take_copy(r, n, &copy, f)) return bad(r, e, "an entry fails its checks");
     if (!sr_version_unpack(version, seq, &f->version)) return bad(r, e, "the version of an entry");
     f->seq = seq;
-    f->len = copy.ent_len;
-    f->off = (sr_off){copy.ent_off};
-    f->entry = n;
-    f->block = copy.ent_block;
-    f->name_len = copy.ent_name_len;
-    f->meta_len = copy.ent_meta_len;
-    f->type = copy.ent_type;
-    f->flags = copy.ent_flags;
+    return 0;
+}
+
+bool sr_entry__is_withdrawn(const struct sr_entry *entry, uint32_t n, uint64_t seq)
+{
+    return sr_state_of(entry, n) == SR_ENTRY_LIMBO && atomic_load(&entry->ent_version) == sr_withdrawn_pack(seq, n);
+}
+
+bool sr_entry__was(const struct sr_entry *entry, uint32_t n, uint64_t seq)
+{
+    uint32_t state = sr_state_of(entry, n);
+    uint64_t word = atomic_load(&entry->ent_version), version;
+    return (state == SR_ENTRY_LIVE || state == SR_ENTRY_LEAVING || state == SR_ENTRY_LIMBO) && sr_seq_of(entry, n) == 0 &&
+           (word == sr_withdrawn_pack(seq, n) || (state == SR_ENTRY_LIVE && sr_version_unpack(word, seq, &version)));
+}
+
+int sr_catalog__read_withdrawn(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
+{
+    const struct sr_entry *entry = sr_entry(r, n);
+    struct sr_entry copy;
+    if (!sr_entry__is_withdrawn(entry, n, seq)) return 1;
+    bool ok = copy_sound(r, n, &copy, f->text);
+    atomic_thread_fence(memory_order_acquire);
+    if (!sr_entry__is_withdrawn(entry, n, seq)) return 1;
+    if (!ok || !take_copy(r, n, &copy, f)) return bad(r, e, "a withdrawn entry fails its checks");
+    f->seq = f->version = seq;
     return 0;
 }
 
@@ -72,6 +105,15 @@ int sr_entry__sound(struct sr_region *r, uint32_t n, struct sr_error *e)
     struct sr_entry copy;
     uint8_t text[SR_TEXT_MAX];
     return copy_sound(r, n, &copy, text) ? 0 : bad(r, e, "an entry fails its checksum");
+}
+
+void sr_entry__withdraw(struct sr_region *r, uint32_t n)
+{
+    struct sr_entry *entry = sr_entry(r, n);
+    uint64_t seq = sr_seq_of(entry, n);
+    if (seq == 0 || seq == SR_SEQ_BAD) return;
+    atomic_store(&entry->ent_seq, sr_seq_pack(0, n));
+    atomic_store(&entry->ent_version, sr_withdrawn_pack(seq, n));
 }
 
 /* --- lists ------------------------------------------------------------------------------------ */

@@ -201,6 +201,7 @@ int sr_index__grow(struct sr_region *r, struct sr_error *e)
 
 /* --- readers ---------------------------------------------------------------------------------- */
 
+#define EXACT_TRIES 5000    /* of 0.1 ms, or less */
 #define RETRIES 200000000    /* each is the progress of some writer; a bound against what no one thought of */
 
 static int missing(struct sr_region *r, const char *name, size_t len, struct sr_error *e)
@@ -267,17 +268,48 @@ int sr_catalog_get(struct sr_region *r, const char *name, size_t len, bool hold,
 int sr_catalog_get_exact(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e)
 {
     if (!r->open) return sr_fail(e, SR_E_CLOSED, 0, "region '%s' is closed", r->name);
-    uint64_t is = seq != 0 && sr_entry_ok(r, n) ? sr_seq_of(sr_entry(r, n), n) : 0;
-    if (is == SR_SEQ_BAD && n < sr_entries_high(r)) return bad(r, e, "the publication number of an entry");
-    int got = seq != 0 && is == seq ? sr_catalog__read_entry(r, n, seq, f, e) : 1;
-    if (got == 0) {
-        got = sr_pin(r, f->block, n, seq, e);
-        if (got == 0 && sr_seq_of(sr_entry(r, n), n) != seq) {
+    for (uint32_t tries = 0; seq != 0 && sr_entry_ok(r, n); tries++) {
+        const struct sr_entry *entry = sr_entry(r, n);
+        uint64_t is = sr_seq_of(entry, n);
+        if (is == SR_SEQ_BAD && n < sr_entries_high(r)) return bad(r, e, "the publication number of an entry");
+        int got = is == seq ? sr_catalog__read_entry(r, n, seq, f, e) : sr_catalog__read_withdrawn(r, n, seq, f, e);
+        if (got == 0) {
+            got = sr_pin(r, f->block, n, seq, e);
+            if (got < 0) return got;
+            if (is == seq ? sr_seq_of(entry, n) == seq : sr_entry__is_withdrawn(entry, n, seq)) return 0;
             sr_unpin(r, f->block);
-            got = 1;
         }
+        if (got < 0) return got;
+        /* Begin again while it is on its way into limbo, or looked at there: a moment, or until somebody mends
+         * what a dead writer left. */
+        if (tries > EXACT_TRIES || !(sr_seq_of(entry, n) == seq || sr_entry__was(entry, n, seq))) break;
+        sr_region_pause();
     }
-    return got == 1 ? sr_fail(e, SR_E_NO_OBJECT, 0, "the object of region '%s' that was referred to is gone", r->name) : got;
+    return sr_fail(e, SR_E_NO_OBJECT, 0, "the object of region '%s' that was referred to is gone", r->name);
+}
+
+int sr_catalog_walk(struct sr_region *r, struct sr_walk *w, struct sr_found *f, struct sr_error *e)
+{
+    unsigned level = 0;
+    uint64_t of_level = level_word(r);
+    int got = level_in(r, of_level, &level, e);
+    if (got < 0) return got;
+    if (w->at == 0) w->level = of_level;
+    if (w->level != of_level) return 1;
+    const _Atomic uint64_t *slots = sr_slots(r, level);
+    while (w->at < sr_slots_count(level)) {
+        uint64_t value = sr_slot_load(slots, level, w->at);
+        if (value == SR_SLOT_BAD) return bad(r, e, "a slot");
+        uint32_t n = sr_slot_entry(value);
+        if (n != 0 && !sr_entry_ok(r, n)) return bad(r, e, "a slot");
+        uint64_t seq = n != 0 ? sr_seq_of(sr_entry(r, n), n) : 0;
+        got = seq == 0 ? SR_E_NO_OBJECT : seq == SR_SEQ_BAD ? bad(r, e, "the publication number of an entry") : sr_catalog__read_entry(r, n, seq, f, e);
+        /* What has another entry by now is looked at again: the name is the same. */
+        if (got == 1 || sr_slot_load(slots, level, w->at) != value) continue;
+        w->at++;
+        if (got != SR_E_NO_OBJECT) return got;
+    }
+    return level_word(r) != w->level ? 1 : SR_E_NO_OBJECT;
 }
 
 int sr_catalog_next(struct sr_region *r, uint32_t *cursor, struct sr_found *f, struct sr_error *e)

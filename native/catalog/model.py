@@ -4,10 +4,13 @@ Every interleaving of the steps below, with a kill between any two, is visited; 
 the code, named after it:
 
     writer   replaces object X: takes the lock and a free block, fills it, publishes (store.c publish),
-             withdraws the old publication (ent_seq), looks for pins (free_if_unheld), frees its block
-             or leaves it in limbo, unlocks. Twice, so that blocks are used again.
-    reader   finds X (index.c look_once): slot, entry, pin, fence, is it still that publication? Then
-             looks at the bytes, forks (member.c before_fork ...), lets go.
+             withdraws the old publication (ent_seq), says LEAVING, looks for pins (free_if_unheld), frees
+             its block or leaves it in limbo, unlocks. Twice, so that blocks are used again; and before
+             it takes a block it looks in the same way at what is in limbo.
+    reader   finds X (index.c look_once): slot, entry, pin, fence, is it still that publication? Or has a
+             reference to the first publication (sr_catalog_get_exact): is it in limbo, pin, fence, is it
+             still? Then looks at the bytes, forks (member.c before_fork ...), lets go.
+    sender   of the reference: holds the first publication from before, lets go at any time.
     child    of the reader: holds what the reader held, looks, lets go.
     mender   takes the lock of a dead writer over and recovers (recover.c).
 
@@ -22,7 +25,7 @@ or two exchanged) the first state that is wrong. It fails if the protocol breaks
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-FREE, USED, LIMBO = "free", "used", "limbo"
+FREE, USED, LIMBO, LEAVING = "free", "used", "limbo", "leaving"
 BLOCKS = 3
 ROUNDS = 2
 
@@ -36,7 +39,8 @@ class State:
     seq: tuple[int, ...] = (1, 0, 0)  # publication of each block's entry; 0: none
     place: tuple[str, ...] = (USED, FREE, FREE)  # what the allocator says
     content: tuple[int, ...] = (1, 0, 0)  # the bytes
-    pins: tuple[tuple[str, int], ...] = ()  # (process, block)
+    was: tuple[int, ...] = (0, 0, 0)  # withdrawn publication of each block's entry
+    pins: tuple[tuple[str, int], ...] = (("sender", 0),)  # (process, block)
     last: int = 1  # newest publication
     dead: frozenset[str] = frozenset()
 
@@ -44,12 +48,15 @@ class State:
     w_round: int = 0
     w_new: int = -1
     w_old: int = -1
+    w_scan: int = 0  # next block to be looked at in limbo
+    w_held: bool = False
 
     r_at: str = "idle"
     r_block: int = -1
     r_seq: int = 0
     c_at: str = "none"
     m_at: str = "idle"
+    m_held: tuple[bool, ...] = ()
     mended: int = 0
 
 
@@ -77,14 +84,23 @@ def writer(s: State, broken: str) -> Iterator[State]:
         yield replace(s, lock="writer", w_at="take")
     elif at == "take":
         # Before it says that the region is full it looks through limbo.
-        for b in range(BLOCKS):
-            if s.place[b] == LIMBO and (broken == "limbo not asked" or not pinned(s, b)):
-                s = replace(s, place=put(s.place, b, FREE))
+        scan = next((b for b in range(s.w_scan, BLOCKS) if s.place[b] == LIMBO), None)
+        if scan is not None:
+            place = s.place if broken == "looked at in limbo" else put(s.place, scan, LEAVING)
+            yield replace(s, place=place, w_scan=scan, w_at="scan")
+            return
         free = [b for b in range(BLOCKS) if s.place[b] == FREE]
         if not free:
-            yield replace(s, lock="", w_at="idle", w_round=s.w_round + 1)  # RegionFull
+            yield replace(s, lock="", w_at="idle", w_scan=0, w_round=s.w_round + 1)  # RegionFull
             return
-        yield replace(s, place=put(s.place, free[0], USED), w_new=free[0], w_old=s.slot, w_at="fill")
+        was = s.was if broken == "what it was stays" else put(s.was, free[0], 0)
+        place = put(s.place, free[0], USED)
+        yield replace(s, place=place, was=was, w_new=free[0], w_old=s.slot, w_scan=0, w_at="fill")
+    elif at == "scan":
+        yield replace(s, w_held=pinned(s, s.w_scan) and broken != "limbo not asked", w_at="scanned")
+    elif at == "scanned":
+        place = put(s.place, s.w_scan, LIMBO if s.w_held else FREE)
+        yield replace(s, place=place, w_scan=s.w_scan + 1, w_held=False, w_at="take")
     elif at == "fill":
         if broken == "publish before fill":
             yield replace(s, seq=put(s.seq, s.w_new, s.last + 1), last=s.last + 1, w_at="late fill")
@@ -103,15 +119,20 @@ def writer(s: State, broken: str) -> Iterator[State]:
             held = pinned(s, s.w_old)
             yield replace(s, w_at="keep" if held else "clear and free")
             return
-        yield replace(s, seq=put(s.seq, s.w_old, 0), w_at="look")
+        yield replace(s, seq=put(s.seq, s.w_old, 0), was=put(s.was, s.w_old, s.seq[s.w_old]), w_at="leave")
+    elif at == "leave":
+        state = LIMBO if broken == "looked at in limbo" else LEAVING
+        yield replace(s, place=put(s.place, s.w_old, state), w_at="look")
     elif at == "clear and free":
         yield replace(s, seq=put(s.seq, s.w_old, 0), place=put(s.place, s.w_old, FREE), w_at="unlock")
     elif at == "keep":
         yield replace(s, seq=put(s.seq, s.w_old, 0), place=put(s.place, s.w_old, LIMBO), w_at="unlock")
     elif at == "look":
-        held = pinned(s, s.w_old) and broken != "pins not asked"
+        yield replace(s, w_held=pinned(s, s.w_old) and broken != "pins not asked", w_at="settle")
+    elif at == "settle":
+        held = s.w_held
         after = "slot" if broken == "withdraw before slot" else "unlock"
-        yield replace(s, place=put(s.place, s.w_old, LIMBO if held else FREE), w_at=after)
+        yield replace(s, place=put(s.place, s.w_old, LIMBO if held else FREE), w_held=False, w_at=after)
     elif at == "unlock":
         yield replace(s, lock="", w_at="idle", w_round=s.w_round + 1, w_new=-1, w_old=-1)
 
@@ -122,6 +143,15 @@ def reader(s: State, broken: str) -> Iterator[State]:
     at = s.r_at
     if at == "idle":
         yield replace(s, r_at="entry", r_block=s.slot)
+        if s.place[0] == LIMBO and s.was[0] == 1:
+            yield replace(s, r_at="claim", r_block=0, r_seq=1)
+    elif at == "claim":
+        yield replace(with_pin(s, "reader", 0), r_at="claim again")
+    elif at == "claim again":
+        if (s.place[0] == LIMBO and s.was[0] == 1) or broken == "claim not checked again":
+            yield replace(s, r_at="held")
+        else:
+            yield replace(without_pin(s, "reader"), r_at="idle")
     elif at == "entry":
         seq = s.seq[s.r_block]
         # 0: replaced meanwhile, the slot has another; begin again.
@@ -163,6 +193,11 @@ def child(s: State, broken: str) -> Iterator[State]:
         yield replace(without_pin(s, "child"), c_at="done")
 
 
+def sender(s: State, _: str) -> Iterator[State]:
+    if ("sender", 0) in s.pins and "sender" not in s.dead:
+        yield without_pin(s, "sender")
+
+
 def mender(s: State, broken: str) -> Iterator[State]:
     """Whoever comes next; made of single steps too, and killed by nobody: a second one begins anew."""
     if s.m_at == "idle" and s.lock and s.lock in s.dead:
@@ -175,22 +210,37 @@ def mender(s: State, broken: str) -> Iterator[State]:
         yield replace(s, slot=newest, m_at="withdraw")
     elif s.m_at == "withdraw":
         seq = tuple(q if b == s.slot else 0 for b, q in enumerate(s.seq))
-        yield replace(s, seq=seq, m_at="rebuild")
+        was = tuple(q if q and b != s.slot else s.was[b] for b, q in enumerate(s.seq))
+        place = tuple(
+            USED
+            if b == s.slot
+            else LEAVING
+            if p != FREE and not (broken == "recovery looks at limbo" and p == LIMBO)
+            else p
+            for b, p in enumerate(s.place)
+        )
+        yield replace(s, seq=seq, was=was, place=place, m_at="rebuild")
     elif s.m_at == "rebuild":
-        place = list(s.place)
-        for b in range(BLOCKS):
-            if b == s.slot:
-                place[b] = USED
-            elif s.place[b] != FREE and broken == "recovery leaks":
-                continue
-            else:
-                # What was withdrawn or half made: free, unless somebody living holds it.
-                held = pinned(s, b) and broken != "recovery asks no pins"
-                place[b] = LIMBO if held else FREE
-        yield replace(s, place=tuple(place), m_at="unlock")
+        # What was withdrawn or half made: free, unless somebody living holds it.
+        kept = tuple(pinned(s, b) and broken != "recovery asks no pins" for b in range(BLOCKS))
+        yield replace(s, m_at="settle", m_held=kept)
+    elif s.m_at == "settle":
+        place = tuple(
+            p if p in (FREE, USED) or broken == "recovery leaks" else LIMBO if held else FREE
+            for p, held in zip(s.place, s.m_held, strict=True)
+        )
+        yield replace(s, place=place, m_at="unlock", m_held=())
     elif s.m_at == "unlock":
         # And goes on to write: the one writer stands for whoever does.
-        again = {"w_at": "idle", "w_round": ROUNDS - 1, "w_new": -1, "w_old": -1, "dead": s.dead - {"writer"}}
+        again = {
+            "w_at": "idle",
+            "w_round": ROUNDS - 1,
+            "w_new": -1,
+            "w_old": -1,
+            "w_scan": 0,
+            "w_held": False,
+        }
+        again["dead"] = s.dead - {"writer"}
         yield replace(s, lock="", m_at="idle", mended=s.mended + 1, **again)
 
 
@@ -200,6 +250,7 @@ def kills(s: State) -> Iterator[State]:
         "writer": s.w_at != "idle",
         "reader": s.r_at not in ("idle", "done"),
         "child": s.c_at in ("held", "unpinned"),
+        "sender": ("sender", 0) in s.pins,
     }
     for who, can in started.items():
         if can and who not in s.dead and (who != "writer" or s.mended < 2):
@@ -222,7 +273,7 @@ def wrong(s: State) -> str:
         if s.seq[s.slot] != s.last:
             return "the newest committed object is lost"
         for b in range(BLOCKS):
-            if b != s.slot and s.place[b] == USED:
+            if b != s.slot and s.place[b] in (USED, LEAVING):
                 return "a block is leaked"
     elif not any(s.seq) and s.lock not in s.dead:
         return "the object is gone"
@@ -241,7 +292,14 @@ def explore(broken: str = "") -> tuple[int, str]:
         why = wrong(s)
         if why:
             return len(seen), why
-        for steps in (writer(s, broken), reader(s, broken), child(s, broken), mender(s, broken), kills(s)):
+        for steps in (
+            writer(s, broken),
+            reader(s, broken),
+            child(s, broken),
+            sender(s, broken),
+            mender(s, broken),
+            kills(s),
+        ):
             for following in steps:
                 if following not in seen:
                     seen.add(following)
@@ -258,10 +316,14 @@ MUTATIONS = (
     "pin not announced",
     "check before pin",
     "not checked again",
+    "looked at in limbo",
+    "what it was stays",
+    "claim not checked again",
     "child pins after fork",
     "recovery takes the index for the truth",
     "recovery leaks",
     "recovery asks no pins",
+    "recovery looks at limbo",
 )
 
 

@@ -41,8 +41,8 @@ static void keep(struct plan *p, uint32_t n)
 static void to_limbo(struct sr_region *r, uint32_t n)
 {
     struct sr_state *s = sr_state(r);
-    atomic_store(&sr_entry(r, n)->ent_seq, sr_seq_pack(0, n));
-    atomic_store(&sr_entry(r, n)->ent_state, sr_state_pack(SR_ENTRY_LIMBO, n));
+    sr_entry__withdraw(r, n);
+    atomic_store(&sr_entry(r, n)->ent_state, sr_state_pack(SR_ENTRY_LEAVING, n));
     sr_list__push(r, &s->st_limbo, n);
     s->st_limbo_count++;
 }
@@ -71,7 +71,7 @@ static int classify(struct plan *p, struct sr_error *e)
             if (got != 0) return got < 0 ? got : bad(r, e, "an entry");
             s->st_objects++;
             keep(p, n);
-        } else if (state == SR_ENTRY_LIVE || state == SR_ENTRY_LIMBO) {
+        } else if (state != SR_ENTRY_PENDING) {
             /* Not yet published, or just withdrawn; readers may hold it. */
             to_limbo(r, n);
             keep(p, n);
@@ -195,7 +195,7 @@ static int check_locked(struct sr_region *r, struct sr_error *e)
 {
     if (!sr_gens_ok(r, r->head.hd_gens)) return sr_fail(e, SR_E_UNAVAILABLE, 0, "no address space for the catalog of region '%s'", r->name);
     const struct sr_state *s = sr_state(r);
-    uint32_t counts[5] = {0}, live = 0, high = sr_entries_high(r);
+    uint32_t counts[SR_ENTRY_BAD] = {0}, live = 0, high = sr_entries_high(r);
     struct sr_found f;
     uint64_t slot;
     unsigned level = 0;
@@ -209,7 +209,7 @@ static int check_locked(struct sr_region *r, struct sr_error *e)
         uint64_t seq = sr_seq_of(entry, n);
         if (state == SR_ENTRY_BAD || seq == SR_SEQ_BAD) return bad(r, e, "the state of an entry");
         counts[state]++;
-        if ((state == SR_ENTRY_LIVE) != (seq != 0)) return bad(r, e, "an entry between two states");
+        if ((state == SR_ENTRY_LIVE) != (seq != 0) || state == SR_ENTRY_LEAVING) return bad(r, e, "an entry between two states");
         if (state == SR_ENTRY_FREE || state == SR_ENTRY_MORE) continue;
         uint32_t block, found = 0;
         got = sr_entry__sound(r, n, e);

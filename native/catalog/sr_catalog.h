@@ -11,8 +11,9 @@
  *   publish   under the lock: fields and checksum written, then ent_seq. From that store the object
  *             exists, also after a kill: recovery puts it into the index. Then its slot is stored,
  *             which is when readers see it; a replaced object's ent_seq is cleared after that.
- *   withdraw  under the lock: ent_seq cleared. From that store the object is gone. Then the slot,
- *             then the entry goes to LIMBO until no living member holds its block.
+ *   withdraw  under the lock: ent_seq cleared. From that store the object is gone, but for references
+ *             to that publication, which stays noted in ent_version. Then the slot, then the entry goes
+ *             to LIMBO until no living member holds its block.
  *
  * A reader takes no lock and writes nothing here: slot -> copy of the entry -> check -> pin in its
  * own row -> fence -> is ent_seq still the same? A writer clears ent_seq, fences, then looks for
@@ -81,10 +82,15 @@ int sr_catalog_seal(struct sr_region *r, struct sr_error *e);
 
 /* SR_E_NO_OBJECT, SR_E_CORRUPT. With `hold`, the block is pinned on success. */
 int sr_catalog_get(struct sr_region *r, const char *name, size_t len, bool hold, struct sr_found *f, struct sr_error *e);
-/* The publication that a reference names; pinned on success. */
+/* The publication that a reference names, withdrawn or not, as long as anybody holds it; pinned on success. */
 int sr_catalog_get_exact(struct sr_region *r, uint32_t entry, uint64_t seq, struct sr_found *f, struct sr_error *e);
-/* The object at or after *cursor (begin with 0); SR_E_NO_OBJECT at the end. Not pinned. Objects that
- * come and go meanwhile may be seen or not; others are seen once. */
+/* The next object by the index, for members: 0, SR_E_NO_OBJECT at the end, or 1: the index was moved, begin
+ * again with a walk of zeros. Not pinned. A name that is there all the while is seen once, whatever is put
+ * under it; one that is deleted and put again may be seen twice. */
+struct sr_walk { uint64_t level, at; };
+int sr_catalog_walk(struct sr_region *r, struct sr_walk *w, struct sr_found *f, struct sr_error *e);
+/* The same by the entries, for an onlooker, whose copy has no index: the object at or after *cursor (begin
+ * with 0). Of what is replaced meanwhile both may be seen, or neither. */
 int sr_catalog_next(struct sr_region *r, uint32_t *cursor, struct sr_found *f, struct sr_error *e);
 /* Sleep until a version of `name` above `newer_than` is there. timeout_ns UINT64_MAX: for ever.
  * SR_E_TIMEOUT. Returns 1 after `slice_ns` at the latest, so that signals can be looked at. */
@@ -110,7 +116,12 @@ int sr_catalog_check(struct sr_region *r, struct sr_error *e);
 int sr_catalog__lock(struct sr_region *r, struct sr_error *e);
 int sr_catalog__recover(struct sr_region *r, struct sr_error *e);
 int sr_catalog__read_entry(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e);
+/* The same of an entry in LIMBO, if `seq` is what it was: 1 if it is not, or not any more. */
+int sr_catalog__read_withdrawn(struct sr_region *r, uint32_t n, uint64_t seq, struct sr_found *f, struct sr_error *e);
 uint32_t sr_catalog__crc(const struct sr_entry *copy, uint32_t n, const uint8_t *tail, size_t tail_len);
+bool sr_entry__is_withdrawn(const struct sr_entry *entry, uint32_t n, uint64_t seq);
+/* Whether it may just be on its way there. */
+bool sr_entry__was(const struct sr_entry *entry, uint32_t n, uint64_t seq);
 /* 0 if a text and what a reader relies on are as they were written, whatever the entry's state. */
 int sr_entry__sound(struct sr_region *r, uint32_t n, struct sr_error *e);
 /* The slot that holds `name`, under the lock: 0, SR_E_NO_OBJECT, SR_E_CORRUPT. Slots are numbers, not
@@ -145,6 +156,8 @@ static inline uint32_t sr_entries_high(struct sr_region *r)
 }
 void sr_list__push(struct sr_region *r, uint32_t *head, uint32_t n);
 int sr_list__remove(struct sr_region *r, uint32_t *head, uint32_t n, struct sr_error *e);
+/* Clear ent_seq, if it is not yet clear, and note what it was. */
+void sr_entry__withdraw(struct sr_region *r, uint32_t n);
 int sr_entry__block(struct sr_region *r, uint32_t n, uint32_t *block, struct sr_error *e);
 int sr_entry__new(struct sr_region *r, uint32_t *out, struct sr_error *e);
 void sr_entry__free_chain(struct sr_region *r, uint32_t n);

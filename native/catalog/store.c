@@ -101,7 +101,13 @@ static int free_if_unheld(struct sr_region *r, uint32_t n, struct sr_error *e)
     int got = sr_entry__sound(r, n, e);    /* or another object's block would be given back */
     if (got == 0) got = sr_entry__block(r, n, &block, e);
     if (got < 0) return got;
-    if (sr_pinned(r, block)) return 0;
+    /* Who finds it by a reference pins it, and looks at the state again (sr_catalog_get_exact). So one
+     * of the two sees the other. */
+    if (sr_state_of(sr_entry(r, n), n) != SR_ENTRY_LEAVING) atomic_store(&sr_entry(r, n)->ent_state, sr_state_pack(SR_ENTRY_LEAVING, n));
+    if (sr_pinned(r, block)) {
+        atomic_store(&sr_entry(r, n)->ent_state, sr_state_pack(SR_ENTRY_LIMBO, n));
+        return 0;
+    }
     got = sr_list__remove(r, &s->st_limbo, n, e);
     if (got == 0) got = sr_alloc_give(r, block, e);
     if (got < 0) return got;
@@ -115,8 +121,8 @@ int sr_limbo__flush(struct sr_region *r, struct sr_error *e)
     struct sr_state *s = sr_state(r);
     uint32_t left = s->st_limbo_count;
     for (uint32_t n = s->st_limbo, next; n != 0; n = next) {
-        if (!sr_entry_ok(r, n) || left-- == 0 || sr_state_of(sr_entry(r, n), n) != SR_ENTRY_LIMBO)
-            return bad(r, e, "the list of withdrawn objects");
+        uint32_t state = sr_entry_ok(r, n) ? sr_state_of(sr_entry(r, n), n) : SR_ENTRY_BAD;
+        if (left-- == 0 || (state != SR_ENTRY_LIMBO && state != SR_ENTRY_LEAVING)) return bad(r, e, "the list of withdrawn objects");
         next = sr_entry(r, n)->ent_next;
         int got = free_if_unheld(r, n, e);
         if (got < 0) return got;
@@ -124,12 +130,13 @@ int sr_limbo__flush(struct sr_region *r, struct sr_error *e)
     return left == 0 ? 0 : bad(r, e, "the list of withdrawn objects");
 }
 
-/* The one that was just withdrawn, and the others only if some pin was dropped since. */
+/* From here the object is gone, but for references to it. The one that was just withdrawn is looked at,
+ * and the others only if some pin was dropped since. */
 static int retire(struct sr_region *r, uint32_t n, struct sr_error *e)
 {
     struct sr_state *s = sr_state(r);
-    struct sr_entry *entry = sr_entry(r, n);
-    atomic_store(&entry->ent_state, sr_state_pack(SR_ENTRY_LIMBO, n));
+    sr_entry__withdraw(r, n);
+    atomic_store(&sr_entry(r, n)->ent_state, sr_state_pack(SR_ENTRY_LEAVING, n));
     sr_list__push(r, &s->st_limbo, n);
     s->st_limbo_count++;
     uint32_t releases = atomic_load(&sr_members(r)->mh_releases);
@@ -212,6 +219,8 @@ static int fill_entry(struct sr_region *r, uint32_t n, const struct sr_desc *d, 
 {
     struct sr_entry *entry = sr_entry(r, n);
     size_t text = (size_t)d->name_len + d->meta_len, at = sr_min(text, sizeof entry->ent_text);
+    /* Not what it was in its last life: a reference to that must not be led here. */
+    atomic_store_explicit(&entry->ent_version, 0, memory_order_relaxed);
     memset((char *)entry + offsetof(struct sr_entry, ent_prev), 0, sizeof *entry - offsetof(struct sr_entry, ent_prev));
     entry->ent_owner = sr_member_row(r);
     entry->ent_owner_gen = (uint16_t)sr_member_gen(r);
@@ -272,6 +281,7 @@ int sr_catalog_give_back(struct sr_region *r, uint64_t bytes, uint64_t *given, s
     for (uint64_t pages = 1; *given < bytes && pages;) {
         int got = sr_catalog__lock(r, e);
         if (got < 0) return got;
+        if (sr_state_flags(sr_state(r)) & SR_STATE_SEALED) return sr_unlock(r), 0;    /* the kernel may refuse it */
         uint64_t left = bytes - *given, granule = r->head.hd_granule;
         got = sr_alloc_reclaim(r, sr_min(left / granule + (left % granule > 0), BATCH), &pages, e);
         sr_unlock(r);
@@ -394,7 +404,6 @@ static int publish(struct sr_region *r, const struct sr_desc *d, uint64_t hash, 
     got = sr_index__store(r, hash, slot, draft->entry, e);
     if (got < 0) return got;
     if (old) {
-        atomic_store(&sr_entry(r, old)->ent_seq, sr_seq_pack(0, old));
         got = retire(r, old, e);
     } else {
         s->st_objects++;
@@ -465,7 +474,9 @@ static int put_small(struct sr_region *r, const struct sr_desc *d, uint64_t hash
             return got;
         }
         if (d->len) memcpy(r->data.at + draft.off.at, data, d->len);
-        return sr_draft_publish(r, d, &draft, seq, e);
+        got = sr_draft_publish(r, d, &draft, seq, e);
+        if (got < 0) sr_draft_drop(r, d, &draft);
+        return got;
     }
     if (got == 0) {
         if (d->len) memcpy(r->data.at + draft.off.at, data, d->len);
@@ -506,7 +517,7 @@ static int withdraw(struct sr_region *r, const char *name, size_t len, uint64_t 
     if (got == SR_E_NO_OBJECT || (got == 0 && seq && sr_seq_of(sr_entry(r, n), n) != seq)) return missing(r, name, len, e);
     if (got == 0) got = check_leaving(r, n, e);
     if (got < 0) return got;
-    atomic_store(&sr_entry(r, n)->ent_seq, sr_seq_pack(0, n));    /* from here the object is gone */
+    sr_entry__withdraw(r, n);
     sr_index__clear(r, slot);
     s->st_objects -= s->st_objects > 0;
     got = retire(r, n, e);
@@ -555,6 +566,7 @@ int sr_catalog_seal(struct sr_region *r, struct sr_error *e)
     if (got < 0) return got;
     sr_state_set_flag(sr_state(r), SR_STATE_SEALED);
     sr_unlock(r);
+    sr_region_seal_memory(r);
     return 0;
 }
 

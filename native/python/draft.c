@@ -8,6 +8,7 @@ typedef struct {
     struct sr_desc desc;
     char *text;            /* own copy of name and meta */
     bool published;
+    PyObject *pin;         /* once published: by which the array is found, as if it had been got */
 } srp_draft;
 
 PyObject *srp_draft_new(srp_region *region, const struct sr_desc *desc, const struct sr_draft *draft)
@@ -38,6 +39,7 @@ PyObject *srp_draft_new(srp_region *region, const struct sr_desc *desc, const st
     self->desc.meta = (const uint8_t *)text + desc->name_len;
     self->text = text;
     self->published = false;
+    self->pin = NULL;
     return (PyObject *)self;
 }
 
@@ -53,6 +55,7 @@ static void draft_dealloc(PyObject *object)
         sr_draft_drop(r, &self->desc, &self->draft);
         Py_END_ALLOW_THREADS
     }
+    Py_XDECREF(self->pin);
     sr_unpin(r, self->draft.block);
     srp_region_pin_dropped(self->region);
     Py_DECREF((PyObject *)self->region);
@@ -79,6 +82,9 @@ static PyObject *draft_publish(PyObject *object, PyObject *unused)
     Py_END_ALLOW_THREADS
     if (got < 0) return srp_raise(&e);
     self->published = true;
+    const struct sr_found f = {.seq = seq, .version = seq, .len = self->draft.len, .off = self->draft.off, .entry = self->draft.entry,
+                               .block = self->draft.block, .type = self->desc.type, .flags = self->desc.flags};
+    if (sr_pin(r, f.block, f.entry, seq, &e) < 0 || (self->pin = srp_pin_new(self->region, &f)) == NULL) PyErr_Clear();
     return PyLong_FromUnsignedLongLong(seq);
 }
 

@@ -13,7 +13,11 @@ static PyObject *native_unlink(PyObject *module, PyObject *args)
     unsigned long owner = SR_NO_OWNER;
     if (!PyArg_ParseTuple(args, "s|k", &name, &owner)) return NULL;
     struct sr_error e = {0};
-    if (sr_region_unlink(name, (uint32_t)owner, &e) < 0) return srp_raise(&e);
+    int got;
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_region_unlink(name, (uint32_t)owner, &e);    /* may wait for a keeper */
+    Py_END_ALLOW_THREADS
+    if (got < 0) return srp_raise(&e);
     Py_RETURN_NONE;
 }
 

@@ -36,10 +36,18 @@ PyObject *srp_objects(struct sr_region *r)
     PyObject *list = PyList_New(0);
     struct sr_error e = {0};
     struct sr_found f;
+    struct sr_walk walk = {0};
     uint32_t cursor = 0;
     int got = SR_E_NO_OBJECT;
-    while (list && (got = sr_catalog_next(r, &cursor, &f, &e)) == 0)
-        if (append(list, srp_found_tuple(&f)) < 0) Py_CLEAR(list);
+    while (list && (got = r->onlooker ? sr_catalog_next(r, &cursor, &f, &e) : sr_catalog_walk(r, &walk, &f, &e)) >= 0) {
+        if (got == 1) {
+            walk = (struct sr_walk){0};
+            Py_DECREF(list);
+            list = PyList_New(0);
+        } else if (append(list, srp_found_tuple(&f)) < 0) {
+            Py_CLEAR(list);
+        }
+    }
     if (list == NULL || got == SR_E_NO_OBJECT) return list;
     Py_DECREF(list);
     return srp_raise(&e);

@@ -73,15 +73,25 @@ void srp_settle(void)
     }
 }
 
+/* Called where objects die: an exception that is on its way is none of its business. */
+static void linger(srp_region *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (lingering == NULL) lingering = PyList_New(0);
+    bool there = false;
+    for (Py_ssize_t i = lingering ? PyList_Size(lingering) : 0; i-- > 0;) there |= PyList_GetItem(lingering, i) == (PyObject *)self;
+    if (lingering && !there) PyList_Append(lingering, (PyObject *)self);
+    PyErr_Restore(type, value, traceback);
+}
+
 /* Kept alive by the caller's reference. Arrays outlive close(); with the last of them it is carried
  * out, unless references are under way. */
 void srp_region_pin_dropped(srp_region *self)
 {
     if (--self->pins > 0 || self->r == NULL) return;
     if (sr_tickets_open(self->r, 0)) {
-        if (lingering == NULL) lingering = PyList_New(0);
-        if (lingering && PySequence_Contains(lingering, (PyObject *)self) == 0) PyList_Append(lingering, (PyObject *)self);
-        PyErr_Clear();
+        linger(self);
         return;
     }
     if (self->closed) give_back(self);
@@ -392,6 +402,23 @@ static int put_plain(srp_region *self, PyObject *key, const struct srp_plain *pl
     return 0;
 }
 
+static int delete(srp_region *self, PyObject *key, uint64_t seq)
+{
+    struct sr_region *r = open_live(self, true);
+    Py_ssize_t len;
+    const char *name = r ? name_of(key, &len) : NULL;
+    if (name == NULL) return -1;
+    struct sr_error e = {0};
+    int got;
+    srp_region_pin_added(self);
+    Py_BEGIN_ALLOW_THREADS
+    got = sr_catalog_delete(r, name, (size_t)len, seq, &e);
+    Py_END_ALLOW_THREADS
+    leave(self);
+    if (got < 0) return srp_raise(&e), -1;
+    return 0;
+}
+
 static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value)
 {
     struct srp_plain plain;
@@ -401,19 +428,16 @@ static int region_ass_subscript(PyObject *object, PyObject *key, PyObject *value
         Py_XDECREF(done);
         return done ? 0 : -1;
     }
-    struct sr_region *r = open_live((srp_region *)object, true);
-    Py_ssize_t len;
-    const char *name = r ? name_of(key, &len) : NULL;
-    if (name == NULL) return -1;
-    struct sr_error e = {0};
-    int got;
-    srp_region_pin_added((srp_region *)object);
-    Py_BEGIN_ALLOW_THREADS
-    got = sr_catalog_delete(r, name, (size_t)len, 0, &e);
-    Py_END_ALLOW_THREADS
-    leave((srp_region *)object);
-    if (got < 0) return srp_raise(&e), -1;
-    return 0;
+    return delete((srp_region *)object, key, 0);
+}
+
+/* _delete(name, seq): if it is that publication */
+static PyObject *region_delete(PyObject *object, PyObject *args)
+{
+    PyObject *key;
+    unsigned long long seq;
+    if (!PyArg_ParseTuple(args, "UK", &key, &seq) || delete((srp_region *)object, key, seq) < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *region_publish(PyObject *object, PyObject *key)
@@ -586,7 +610,13 @@ static PyObject *region_tickets(PyObject *object, PyObject *args)
     return PyLong_FromUnsignedLong(r ? sr_tickets_open(r, block) : 0);
 }
 
-static PyObject *region_get_closed(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->closed || ((srp_region *)o)->r == NULL); }
+/* Not open either: in a forked child that could not become a member. */
+static PyObject *region_get_closed(PyObject *o, void *u)
+{
+    (void)u;
+    const srp_region *self = (srp_region *)o;
+    return PyBool_FromLong(self->closed || self->r == NULL || !self->r->open);
+}
 static PyObject *region_get_writable(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->r && ((srp_region *)o)->r->writable); }
 static PyObject *region_get_mapped(PyObject *o, void *u) { (void)u; return PyBool_FromLong(((srp_region *)o)->r != NULL); }
 static PyObject *region_get_held(PyObject *o, void *u) { (void)u; return PyLong_FromSsize_t(((srp_region *)o)->pins); }
@@ -637,6 +667,7 @@ static PyMethodDef methods[] = {
     {"_list", region_list, METH_NOARGS, NULL},
     {"_put", region_put, METH_VARARGS, NULL},
     {"_begin", region_begin, METH_VARARGS, NULL},
+    {"_delete", region_delete, METH_VARARGS, NULL},
     {"_wait", region_wait, METH_VARARGS, NULL},
     {"_seal", region_seal, METH_NOARGS, NULL},
     {"_sweep", region_sweep, METH_NOARGS, NULL},

@@ -154,3 +154,11 @@ void sr_region_discard(struct sr_region *r, uint64_t from, uint64_t to)
         from = end + 1;
     }
 }
+
+void sr_region_seal_memory(struct sr_region *r)
+{
+    if (!(r->head.hd_flags & SR_HEAD_KEPT)) return;
+    int fd = sr_region__data_fd(r);
+    /* Not F_SEAL_WRITE, which fails as long as a writer has it mapped. */
+    if (fd >= 0) sr_sys->fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+}

@@ -276,7 +276,7 @@ int sr_region_publish(struct sr_region *r, const struct sr_region_spec *spec, st
     int got = SR_E_EXISTS;
     /* Several who replace at once take turns: each finds what the one before has put there. */
     for (int tries = 0; tries < (spec->replace ? REPLACE_TRIES : 1) && got == SR_E_EXISTS; tries++) {
-        if (tries) sr_region__pause();
+        if (tries) sr_region_pause();
         r->head.hd_generation = 1;
         got = publish_once(r, spec, e);
         if (e && e->sys_errno == EACCES) break;

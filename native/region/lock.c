@@ -154,7 +154,7 @@ static int lock_shared(struct sr_region *r, bool *abandoned, struct sr_error *e)
         int may = may_take(r, seen, e);
         if (may < 0) return may;
         if (!may) {
-            if (!sound(seen) || row_of(seen) == r->own_row) sr_region__pause();
+            if (!sound(seen) || row_of(seen) == r->own_row) sr_region_pause();
             continue;
         }
         say(r, SR_ROW_TRYING);

@@ -94,10 +94,14 @@ static int take_row(struct sr_region *r, uint32_t n, struct sr_held_row *held)
 {
     uint64_t at = SR_PAGE * (1 + (uint64_t)n);
     int fd = sr_region__members_fd(r);
-    int got = fd < 0 ? fd : sr_sys_commit(fd, at, SR_PAGE);
-    if (got == 0) got = sr_sys_hold(fd, n, at, SR_PAGE, &held->hold);
+    int got = fd < 0 ? fd : sr_sys_hold(fd, n, at, SR_PAGE, &held->hold);
     if (got == -EAGAIN) return 1;
     if (got < 0) return got;
+    got = sr_sys_commit(fd, at, SR_PAGE);
+    if (got < 0) {
+        sr_sys_unmap(&held->hold);
+        return got;
+    }
     /* A dead owner of this row has the lock. Held by a member that does not know it, the row's byte
      * would say that the holder lives, and writers would wait for ever. Only a writer who joins may
      * have it: it puts the catalog in order first of all (sr_catalog_attach). */
@@ -264,7 +268,7 @@ int sr_member_who(struct sr_region *r, uint32_t n, struct sr_who *who)
         *who = (struct sr_who){.joined_ns = row->row_joined_ns, .pid = row->row_pid, .uid = row->row_uid, .writer = access == SR_ROW_WRITER};
         for (uint32_t k = 0; k < SR_ROW_PINS; k++) who->pins += sr_pin_of(row, n, k) != 0;
         if (sound && row->row_who_crc == who_crc(row, n)) return 1;
-        sr_region__pause();
+        sr_region_pause();
         if (r->onlooker && !sr_region__copy_rows(r, n, n + 1)) break;
     }
     return SR_E_CORRUPT;
@@ -377,7 +381,8 @@ void sr_unpin(struct sr_region *r, uint32_t block)
             set_high(in, high, in->tickets);
         }
         r->spare[r->spare_count++] = pin->place;
-        if (!sr_entry_ok(r, pin->entry) || sr_seq_of(sr_entry(r, pin->entry), pin->entry) != pin->seq)
+        /* A draft has no publication, and nobody withdraws it: 0 is always news. */
+        if (pin->seq == 0 || !sr_entry_ok(r, pin->entry) || sr_seq_of(sr_entry(r, pin->entry), pin->entry) != pin->seq)
             atomic_fetch_add(&sr_members(r)->mh_releases, 1);
         remove_pin(r, pin);
     }
@@ -513,18 +518,30 @@ uint32_t sr_tickets_open(struct sr_region *r, uint32_t block)
 static pthread_mutex_t all_mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct sr_region *all;
 
-static void make_child_rows(struct sr_region *r)
+static bool take_child_rows(struct sr_region *r)
 {
     r->child_rows = calloc(r->rows_count, sizeof *r->child_rows);
-    if (r->child_rows == NULL) return;
+    for (uint32_t i = 0; r->child_rows && i < r->rows_count; i++) {
+        if (find_row(r, &r->child_rows[i], NULL) == 0) continue;
+        drop_rows(r, r->child_rows, i);
+        free(r->child_rows);
+        r->child_rows = NULL;
+    }
+    return r->child_rows != NULL;
+}
+
+static void make_child_rows(struct sr_region *r)
+{
     bool dirty = r->row_was_dirty;
-    for (uint32_t i = 0; i < r->rows_count; i++) {
-        struct sr_held_row *child = &r->child_rows[i];
-        if (find_row(r, child, NULL) < 0) {
-            drop_rows(r, r->child_rows, i);
-            free(r->child_rows);
-            r->child_rows = NULL;
-            break;
+    if (!take_child_rows(r)) {
+        /* Perhaps for lack of a descriptor, and one of these is opened anew when it is needed. */
+        pthread_mutex_lock(&r->growth);
+        sr_region__close_own(&r->catalog_fd, r->catalog_dev, r->catalog_ino);
+        pthread_mutex_unlock(&r->growth);
+        if (!take_child_rows(r)) {
+            /* The child is no member, and looks at what it inherited all the same. This process holds
+             * that from now on, for as long as it lives. */
+            for (uint32_t i = 0; i < r->pins_cap; i++) r->pins[i].count += r->pins[i].block != 0;
         }
     }
     /* From this process's own notes: what stands in its row may be damaged. */
@@ -584,7 +601,7 @@ static void after_fork_in_child(void)
             r->child_rows = NULL;
             sr_region__touch_share(r);
         } else {
-            /* No row was to be had: this child is no member, and its pins are nobody's. */
+            /* No row was to be had: this child is no member, and its parent has its pins. */
             r->open = false;
             r->own = NULL;
             r->rows_count = r->pins_count = 0;

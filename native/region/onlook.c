@@ -108,7 +108,7 @@ int sr_region_look(struct sr_region **out, const char *name, struct sr_error *e)
         }
         sr_region__free(r);
         if (got < 0) return got;
-        sr_region__pause();
+        sr_region_pause();
     }
     return sr_fail(e, SR_E_CORRUPT, -ESTALE, "region '%s' names segments that are not there", name);
 }

@@ -18,7 +18,7 @@ int sr_region__lock_name(int dir, const char *region, bool alone)
         int got = alone ? sr_sys_lock(fd, 0, 1, false) : sr_sys_lock_shared(fd, 0, 1);
         if (got < 0 && got != -EAGAIN) return got;
         if (got == 0 && sr_sys->fstat(fd, &st) == 0 && sr_region__same_file(dir, file, st.st_dev, st.st_ino)) return sr_sys_keep(&fd);
-        if (got < 0) sr_region__pause();
+        if (got < 0) sr_region_pause();
     }
     return -EAGAIN;
 }

@@ -16,7 +16,7 @@
 #define ATTACH_TRIES 100
 #define REMOVAL_SLICES 10000    /* of 0.1 ms: a keeper that is stopped is not waited for for ever */
 
-void sr_region__pause(void)
+void sr_region_pause(void)
 {
     static _Atomic uint32_t nobody_wakes;
     const struct timespec slice = {.tv_nsec = 100000};
@@ -85,6 +85,8 @@ int sr_region__open_catalog(int dir, const char *name, bool writable, uint32_t o
     r = check_head(head, name, (uint64_t)st.st_size, e);
     if (r < 0) return r;
     if (strcmp(head->hd_name, name) != 0) return corrupt(e, name, "is that of another region");
+    /* Whose pickles may be read follows from the owner, who can write what he likes into the head. */
+    head->hd_uid = (uint32_t)st.st_uid;
     return sr_sys_keep(&fd);
 }
 
@@ -162,7 +164,10 @@ static int map_data(struct sr_region *r, struct sr_error *e)
 {
     if (r->share_fd >= 0) return sr_region__attach_share(r, &r->data, e);
     int got = check_size(r->data_fd, r->head.hd_mapped, r->name, "data", e);
-    return got < 0 ? got : r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
+    if (got == 0) got = r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
+    if (got < 0 && r->writable && (sr_state_flags(sr_state(r)) & SR_STATE_SEALED))
+        return sr_fail(e, SR_E_READ_ONLY, -EPERM, "region '%s' is sealed: it can be attached for reading", r->name);
+    return got;
 }
 
 /* Map what the descriptors refer to and join. */
@@ -216,7 +221,7 @@ void sr_region__free(struct sr_region *r)
 
 void sr_region__await_removal(int members_fd, uint32_t rows)
 {
-    for (int slice = 0; slice < REMOVAL_SLICES && sr_sys_held(members_fd, 0, rows) > 1; slice++) sr_region__pause();
+    for (int slice = 0; slice < REMOVAL_SLICES && sr_sys_held(members_fd, 0, rows) > 1; slice++) sr_region_pause();
 }
 
 /* The keeper gives the memory back and removes the names; its socket goes last. Waiting for that
@@ -229,7 +234,7 @@ void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head
     for (int slice = 0; slice < REMOVAL_SLICES; slice++) {
         if (sr_sys->fstatat(dir, socket, &st, AT_SYMLINK_NOFOLLOW) < 0) return;
         if (sr_sys_held(members_fd, 0, head->hd_rows) == 1) return;    /* somebody has joined */
-        sr_region__pause();
+        sr_region_pause();
     }
 }
 
@@ -374,7 +379,7 @@ int sr_region_attach(struct sr_region **out, const char *name, bool writable, ui
         if (got < 0 && e) *e = local;
         sr_region__free(r);
         if (got < 0) return got;
-        sr_region__pause();
+        sr_region_pause();
     }
     /* Who removes the names was stopped at it, or waits for a processor: the region is gone. */
     if (got == LEAVING) return sr_fail(e, SR_E_NOT_FOUND, -ENOENT, "there is no region '%s' any more: its last member is leaving", name);

@@ -79,7 +79,7 @@ static inline uint64_t sr_commit_map_size(uint64_t mapped, uint64_t granule) { r
  * of the word's place, so that a sound word elsewhere is none here. A bit that flips, or a run of
  * zeros or noise, is told with all but one chance in 65,536; old bytes put back in their own place are
  * not. Costs two multiplications. */
-enum sr_salt { SR_SALT_STATE = 1, SR_SALT_SLOT, SR_SALT_ENTRY, SR_SALT_ENTRY_STATE, SR_SALT_VERSION, SR_SALT_ROW, SR_SALT_PIN, SR_SALT_TICKET, SR_SALT_LOCK };
+enum sr_salt { SR_SALT_STATE = 1, SR_SALT_SLOT, SR_SALT_ENTRY, SR_SALT_ENTRY_STATE, SR_SALT_VERSION, SR_SALT_ROW, SR_SALT_PIN, SR_SALT_TICKET, SR_SALT_LOCK, SR_SALT_WITHDRAWN };
 #define SR_SALT(kind, at) ((uint64_t)(kind) << 56 | (uint64_t)(at))
 #define SR_WORD_MAX ((UINT64_C(1) << 48) - 1)
 
@@ -233,7 +233,8 @@ enum sr_entry_state {
     SR_ENTRY_LIVE = 2,
     SR_ENTRY_LIMBO = 3,     /* withdrawn; its block waits for the last pin   */
     SR_ENTRY_MORE = 4,      /* holds more text of another entry              */
-    SR_ENTRY_BAD = 5,       /* never stored: what is there says nothing      */
+    SR_ENTRY_LEAVING = 5,   /* as LIMBO, while a writer looks for pins       */
+    SR_ENTRY_BAD = 6,       /* never stored: what is there says nothing      */
 };
 enum sr_entry_flag { SR_ENTRY_MUTABLE = 1 };
 
@@ -244,7 +245,7 @@ enum sr_entry_flag { SR_ENTRY_MUTABLE = 1 };
  * ent_more. */
 struct sr_entry {
     _Atomic uint64_t ent_seq;       /*   0  word: publication number, never given twice; 0: not there */
-    _Atomic uint64_t ent_version;   /*   8  word, salted with ent_seq                            */
+    _Atomic uint64_t ent_version;   /*   8  word, salted with ent_seq; once withdrawn, what that was */
     _Atomic uint32_t ent_state;     /*  16  half word: enum sr_entry_state                       */
     uint32_t ent_prev;              /*  20  in pending or limbo                                  */
     uint32_t ent_next;              /*  24  the same, or free                                    */
@@ -294,7 +295,7 @@ static inline uint32_t sr_state_of(const struct sr_entry *entry, uint32_t n)
 {
     uint32_t state;
     bool sound = sr_half_unpack(atomic_load(&entry->ent_state), SR_SALT(SR_SALT_ENTRY_STATE, n), &state);
-    return sound && state <= SR_ENTRY_MORE ? state : SR_ENTRY_BAD;
+    return sound && state < SR_ENTRY_BAD ? state : SR_ENTRY_BAD;
 }
 
 enum sr_block_state {
@@ -333,6 +334,9 @@ static inline bool sr_version_unpack(uint64_t packed, uint64_t seq, uint64_t *ve
 {
     return sr_word_unpack(packed, SR_SALT(SR_SALT_VERSION, seq), version);
 }
+
+/* The publication that an entry in LIMBO was, for references to it. */
+static inline uint64_t sr_withdrawn_pack(uint64_t seq, uint32_t n) { return sr_word_pack(seq, SR_SALT(SR_SALT_WITHDRAWN, n)); }
 
 /* --- members ---------------------------------------------------------------------------------- */
 

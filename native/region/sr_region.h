@@ -118,6 +118,9 @@ int sr_region_backed(const struct sr_region *r, uint64_t *bytes);
  * ("sharedregion.ID.new", "sharedregion.ID.keeper"): 1 if it is nobody's, and removed unless `look`. */
 int sr_region_remove_leftover(const char *file, bool look);
 
+/* A tenth of a millisecond, for what others are about to do. */
+void sr_region_pause(void);
+
 /* --- parts ------------------------------------------------------------------------------------ */
 
 /* Where a segment is mapped, which another thread may just be moving (view.c). */
@@ -185,6 +188,10 @@ struct sr_granules sr_region_last_marked(const struct sr_region *r, uint64_t fro
 int sr_region_uncommit(struct sr_region *r, uint64_t from, uint64_t to, struct sr_error *e);
 /* The same, of memory that the map does not know of: left by who died or failed in the middle. */
 void sr_region_discard(struct sr_region *r, uint64_t from, uint64_t to);
+
+/* Let the kernel refuse new mappings that could be written through, and holes, where it can: memory
+ * without a name. Writers keep theirs. */
+void sr_region_seal_memory(struct sr_region *r);
 
 /* Map [off, off + len) of the data segment, by whole pages, so that this process can write to it and
  * nobody sees it; *skip is how far off lies in the mapping. The caller holds the block, and unmaps

@@ -64,7 +64,6 @@ int sr_region__map_small(int fd, uint64_t len, bool writable, struct sr_map *map
 bool sr_region__same_file(int dir, const char *name, uint64_t dev, uint64_t ino);
 /* While somebody (a keeper, the last member) holds all rows to remove the names: wait for it. */
 void sr_region__await_removal(int members_fd, uint32_t rows);
-void sr_region__pause(void);
 /* Until the keeper has given the memory back, or somebody has joined. */
 void sr_region__await_keeper(int dir, int members_fd, const struct sr_head *head);
 

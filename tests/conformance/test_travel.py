@@ -192,7 +192,9 @@ for ref in (d, t):
     except KeyError as error: print(type(error).__name__)
     else: print(value if ref is t else (int(value["x"].sum()), value["x"].flags.writeable, ref.get()["x"].shape))
 """
-        # Withdrawn: named versions are gone, whatever has their name now.
+        # Held on the way, whatever has their name now; and gone once they have arrived and nobody looks.
+        assert run(code, sent.hex()) == "(499500, False, (1000,))\nfirst\n"
+        region._sweep()
         assert run(code, sent.hex()) == "ObjectNotFound\nObjectNotFound\n"
         region["d"] = {"x": np.arange(1000)}
         sent = pickle.dumps((region.ref("d"), region.ref("t")))
