@@ -155,7 +155,7 @@ def test_the_first_page_of_each_unit_stays(double: Any, unique: str) -> None:
 
 
 READER = """
-import sys, json, sharedregion as sr
+import os, sys, json, sharedregion as sr
 region = sr.attach(sys.argv[1])
 share = region._segments()[2]
 lines = open("/proc/self/smaps").read().splitlines()
@@ -164,8 +164,8 @@ inside = False
 for line in lines:
     head = line.split()
     if "-" in head[0] and not head[0].endswith(":"):
-        major, minor = head[3].split(":")
-        inside = (int(major, 16) << 8 | int(minor, 16)) == share[0] and int(head[4]) == share[1]
+        major, minor = (int(word, 16) for word in head[3].split(":"))
+        inside = os.makedev(major, minor) == share[0] and int(head[4]) == share[1]
         if inside: found = {"range": head[0], "perms": head[1]}
     elif inside and head[0] in ("VmFlags:", "Rss:", "Size:"):
         found[head[0]] = head[1:]
@@ -436,6 +436,8 @@ def test_the_helper_knows_the_region(double: Any, unique: str, start: Callable[.
         region["x"] = np.ones(200 * MIB, "u1")
         worker = start(WORKER, unique)
         looked = sr.footprint(worker.pid, regions=[(unique, region._segments())])
+        if REAL and looked.method != "walk":
+            pytest.skip(f"here page tables can only be estimated: {looked.why}")
         (process,) = looked.processes
         mine = next(one for one in process.regions if one.region == unique)
         # One PMD table for the GiB in which it lies, and the PUD table of 512 GiB that are all its own.
