@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+import stat
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -60,18 +61,22 @@ def map_file(
     shown: list[Shown],
 ) -> MappedFile:
     """See `Region.map_file`. What is mapped is noted in `shown`."""
-    with open(path, "rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        array = _described(path, size, dtype, shape)
-        start, nbytes = (array.offset, array.nbytes) if array else (0, size)
-        if nbytes == 0:
-            return MappedFile(
-                _copy(region, name, path, array), mapped=False, reason="there is nothing to map"
-            )
+    # A pipe without a writer would be waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
+        there = os.fstat(opened.fileno())
+        if not stat.S_ISREG(there.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        # NumPy opens by name what it maps: this is that very file, whatever has its name by then.
+        same = f"/proc/self/fd/{opened.fileno()}"
+        array = _described(path, same, there.st_size, dtype, shape)
+        start, nbytes = (array.offset, array.nbytes) if array else (0, there.st_size)
         try:
+            if nbytes == 0:
+                raise BackendUnavailable("there is nothing to map")
             at = region._show_file(opened.fileno(), start + nbytes)
         except BackendUnavailable as error:
-            return MappedFile(_copy(region, name, path, array), mapped=False, reason=error.message)
+            version = _copy(region, name, opened, same, array)
+            return MappedFile(version, mapped=False, reason=error.message)
     meta = file.PLACE.pack(at + start, nbytes)
     if array is not None:
         meta += describe(array.dtype, array.shape, fortran=array.fortran)
@@ -88,14 +93,16 @@ def map_file(
 
 
 def _described(
-    path: str, size: int, dtype: DTypeLike | None, shape: int | tuple[int, ...] | None
+    path: str, same: str, size: int, dtype: DTypeLike | None, shape: int | tuple[int, ...] | None
 ) -> _Array | None:
     if dtype is None:
         if shape is not None:
             raise ValueError("a shape needs a dtype")
         if not path.endswith(".npy"):
             return None
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(same, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError(f"{path} does not hold one array")
         fortran = bool(found.flags.f_contiguous and not found.flags.c_contiguous)
         offset = found.offset if isinstance(found, np.memmap) else 0
         return _Array(found.dtype, found.shape, fortran, offset)
@@ -113,16 +120,15 @@ def _described(
     return array
 
 
-def _copy(region: Region, name: str, path: str, array: _Array | None) -> int:
+def _copy(region: Region, name: str, opened: BinaryIO, same: str, array: _Array | None) -> int:
     if array is None:
-        if os.path.getsize(path) == 0:
-            return region.put(name, b"")
-        whole: Any = np.memmap(path, np.uint8, "r")
-        return region.put(name, memoryview(whole))
+        # Some files say that they are empty and are not (/proc).
+        empty = os.fstat(opened.fileno()).st_size == 0
+        return region.put(name, opened.read() if empty else memoryview(np.memmap(same, np.uint8, "r")))
     if array.nbytes == 0:
         return region.put(name, np.zeros(array.shape, array.dtype))
     order: Any = "F" if array.fortran else "C"
-    return region.put(name, np.memmap(path, array.dtype, "r", array.offset, array.shape, order))
+    return region.put(name, np.memmap(same, array.dtype, "r", array.offset, array.shape, order))
 
 
 def release(region: Region, shown: list[Shown]) -> int:

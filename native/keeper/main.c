@@ -56,6 +56,14 @@ static void serve(int client)
     sr_sys_send_fds(client, &reply, sizeof reply, &data, reply.kr_status == 0 ? 1 : 0);
 }
 
+/* Where members see that this process is gone. */
+static int mark_death(size_t at)
+{
+    struct sr_map head;
+    int r = sr_sys_map(&head, SR_PAGE, SR_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, FD_MEMBERS, 0);
+    return r < 0 ? r : sr_sys_mark_death((_Atomic uint32_t *)(head.at + at));
+}
+
 /* In the main thread, which owns the region from now on: its end is the end of what readers see. */
 static void make_share(const char *path, uint64_t size)
 {
@@ -64,8 +72,9 @@ static void make_share(const char *path, uint64_t size)
     int r = sr_msharefs_find(path, &m);
     if (r == 0) {
         keeper.share_step = SR_KEEPER_MAKE;
-        r = keeper.share_rw = sr_msharefs_make(&m, keeper.mode);
+        r = mark_death(SR_KEEPER_MARK_AT);
     }
+    if (r == 0) r = keeper.share_rw = sr_msharefs_make(&m, keeper.mode);
     if (r >= 0) {
         keeper.share_step = SR_KEEPER_SIZE;
         r = sr_msharefs_size(keeper.share_rw, size);
@@ -74,14 +83,6 @@ static void make_share(const char *path, uint64_t size)
     if (r >= 0) return;
     if (keeper.share_rw >= 0) sr_sys->close(keeper.share_rw);
     keeper.share_rw = keeper.share_ro = r;
-}
-
-/* Where members see that this process is gone. */
-static void mark_death(size_t at)
-{
-    struct sr_map head;
-    if (sr_sys_map(&head, SR_PAGE, SR_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, FD_MEMBERS, 0) == 0)
-        sr_sys_mark_death((_Atomic uint32_t *)(head.at + at));
 }
 
 static struct { int fd; uint64_t until; } clients[CLIENTS];
@@ -184,10 +185,8 @@ int main(int argc, char **argv)
     keeper.uid = st.st_uid;
     keeper.gid = st.st_gid;
     prctl(PR_SET_NAME, "sr-keeper");
-    if (*argv[6]) {
-        make_share(argv[6], strtoull(argv[5], NULL, 10));
-        mark_death(SR_KEEPER_MARK_AT);
-    }
+    uint64_t share_size = strtoull(argv[5], NULL, 10);
+    if (share_size) make_share(argv[6], share_size);
     int status = run(strcmp(argv[4], "persist") == 0);
     /* The memory first: when the names are gone, it is free for the next. */
     if (keeper.share_rw >= 0) sr_sys->close(keeper.share_rw), sr_sys->close(keeper.share_ro);

@@ -65,8 +65,8 @@ struct sr_keeper_task {
     uint32_t rows;
     unsigned mode;               /* of the region: who may read and write */
     bool persist;
-    const char *msharefs;        /* where to make the msharefs region; NULL: none is wanted */
-    uint64_t share_size;         /* its address space, a multiple of the unit */
+    const char *msharefs;        /* where to make the msharefs region */
+    uint64_t share_size;         /* its address space, a multiple of the unit; 0: none is wanted */
 };
 
 /* 0 once the keeper runs; -errno otherwise. */

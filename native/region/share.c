@@ -88,10 +88,12 @@ int sr_region__attach_share(struct sr_region *r, struct sr_map *map, struct sr_e
 
 void sr_region__touch_share(struct sr_region *r)
 {
-    if (!r->backend->shared_tables || r->writable || r->data.at == NULL) return;
+    /* A writer has it for the sake of files, if at all. */
+    const unsigned char *share = r->writable ? r->share.at : r->data.at;
+    if (!r->backend->shared_tables || share == NULL) return;
     for (uint64_t at = 0; at < r->head.hd_mapped; at += r->head.hd_share_unit) {
         if (atomic_load(&sr_members(r)->mh_keeper) & SR_DEATH_MARK) return;
-        if (sr_region_uncommitted(r, (sr_off){at}, 1) == 0) (void)*(volatile unsigned char *)(r->data.at + at);
+        if (sr_region_uncommitted(r, (sr_off){at}, 1) == 0) (void)*(const volatile unsigned char *)(share + at);
     }
 }
 
@@ -135,12 +137,13 @@ bool sr_region__keeper_gone(struct sr_region *r)
 /* They lie above the memory, by pages, and from a multiple of 2 MiB if they are as large, so that large
  * pages of the file can be mapped as such. The region itself knows what is taken: what is shown somewhere
  * cannot be shown over. */
-static int show_file_from(struct sr_region *r, int share, int fd, uint64_t len, uint64_t from, uint64_t to, uint64_t *at)
+static int show_file_from(struct sr_region *r, int share, int fd, uint64_t len, uint64_t from, bool leap, uint64_t *at)
 {
-    uint64_t align = len < SR_LARGE_PAGE ? SR_PAGE : SR_LARGE_PAGE;
-    for (*at = sr_align_up(from, align); *at < to && sr_range_ok(*at, len, r->head.hd_share_size); *at += sr_align_up(len, align)) {
+    uint64_t align = len < SR_LARGE_PAGE ? SR_PAGE : SR_LARGE_PAGE, step = sr_align_up(len, align);
+    for (*at = sr_align_up(from, align); sr_range_ok(*at, len, r->head.hd_share_size); *at += step) {
         int got = sr_msharefs_place(share, *at, len, fd, 0);
         if (got != -EEXIST) return got;
+        if (leap) step *= 2;
     }
     return -ENOSPC;
 }
@@ -150,10 +153,11 @@ int sr_region_show_file(struct sr_region *r, int fd, uint64_t len, uint64_t *at,
     if (!r->backend->shared_tables) return sr_fail(e, SR_E_UNAVAILABLE, 0, "only msharefs regions can show a file");
     int share = sr_region__share_fd(r);
     if (share < 0) return sr_fail(e, SR_E_LOST, share, "the keeper of region '%s' has ended: nothing can be mapped any more", r->name);
-    /* Behind the last one first: many files are placed one after the other. */
+    /* Behind the last one first: many files are placed one after the other. What other members have put
+     * there may be long, and is left behind by leaps; every place is tried only where these lead to none. */
     uint64_t low = r->head.hd_mapped, next = sr_max(low, atomic_load(&r->files_end));
-    int got = show_file_from(r, share, fd, len, next, UINT64_MAX, at);
-    if (got == -ENOSPC) got = show_file_from(r, share, fd, len, low, next, at);
+    int got = show_file_from(r, share, fd, len, next, true, at);
+    if (got == -ENOSPC) got = show_file_from(r, share, fd, len, low, false, at);
     if (got == 0) atomic_store(&r->files_end, *at + sr_align_up(len, SR_PAGE));
     if (got == 0) return 0;
     if (got != -ENOSPC) return sr_fail(e, SR_E_UNAVAILABLE, got, "the file cannot be mapped into the msharefs region");
@@ -176,7 +180,7 @@ int sr_region_file_at(struct sr_region *r, uint64_t at, uint64_t len, unsigned c
     if (r->writable) {
         map = &r->share;
         pthread_mutex_lock(&r->growth);
-        if (map->at == NULL) got = sr_region__attach_share(r, map, e);
+        if (map->at == NULL && (got = sr_region__attach_share(r, map, e)) == 0) sr_region__touch_share(r);
         pthread_mutex_unlock(&r->growth);
     }
     if (got == 0) *found = map->at + at;

@@ -103,10 +103,15 @@ static int v3_make(const char *path, unsigned mode)
     return r < 0 ? r : sr_sys_keep(&made);
 }
 
-/* Never 0: that leaves the file without a size for good. */
+/* Never 0: that succeeds, and leaves the file without a size for good. A file that is so already says
+ * that it has none. */
 static int v3_size(int region, uint64_t size)
 {
-    return size == 0 || size > INT64_MAX ? -EINVAL : sr_sys->ftruncate(region, (off_t)size);
+    if (size == 0 || size > INT64_MAX) return -EINVAL;
+    struct stat st;
+    int r = sr_sys->ftruncate(region, (off_t)size);
+    if (r == 0) r = sr_sys->fstat(region, &st);
+    return r < 0 ? r : (uint64_t)st.st_size == size ? 0 : -EINVAL;
 }
 
 static int v3_place(int region, uint64_t at, uint64_t len, int fd, uint64_t from)

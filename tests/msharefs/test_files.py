@@ -66,6 +66,32 @@ def test_mapped_and_seen_by_all(region: sr.Region, path: Path, run: Callable[...
 
 
 @pytest.mark.root
+def test_a_writers_tables_are_linked(region: sr.Region, path: Path, run: Callable[..., str]) -> None:
+    """Who looks at a mapped file can hand it to the kernel at once (direct I/O, futexes), also after a fork."""
+    region.map_file("a", path, dtype="f8")
+    program = """
+import os, sys, sharedregion as sr
+region = sr.attach(sys.argv[1], writable=True)
+address = region["a"].ctypes.data
+def resident():
+    inside, total = False, 0
+    for line in open("/proc/self/smaps"):
+        word = line.split()
+        if "-" in word[0] and not word[0].endswith(":"):
+            low, high = (int(part, 16) for part in word[0].split("-"))
+            inside = low <= address < high
+        elif inside and word[0] == "Rss:":
+            return int(word[1])
+assert resident() > 0
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if resident() > 0 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    run(program, region.name)
+
+
+@pytest.mark.root
 def test_travels_as_a_reference(region: sr.Region, path: Path) -> None:
     """Arrays of a mapped file, and views of them, are sent as other objects of the region are."""
     region.map_file("a", path, dtype="f8")
@@ -133,6 +159,42 @@ def test_elsewhere_it_is_copied_in(unique: str, path: Path, backend: str) -> Non
         assert reader["z"].shape == (0,)
 
 
+def test_a_file_that_says_it_is_empty(unique: str) -> None:
+    """Files of /proc have no length, and bytes all the same."""
+    with sr.create(unique, size=MIB, backend="shm") as region:
+        done = region.map_file("a", "/proc/filesystems")
+        assert (done.mapped, done.reason) == (False, "there is nothing to map")
+        assert region["a"] == Path("/proc/filesystems").read_bytes() != b""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(REAL, reason="places of the stand-in")
+def test_beside_what_others_have_mapped(msharefs: Callable[[int], Any], unique: str, path: Path) -> None:
+    """Who knows nothing of others' files leaps over them, and finds a gap where that leads nowhere."""
+    double = msharefs(2 * MIB)
+    page = 4096
+    with sr.create(unique, size=4 * MIB, backend="msharefs") as region:
+
+        def put(by: sr.Region, name: str, size: int) -> bool:
+            path.write_bytes(name[0].encode() * size)
+            return by.map_file(name, path.rename(path.with_name(name))).mapped
+
+        for n, size in enumerate((page, page, page, 2 * MIB - 4 * page)):
+            assert put(region, f"{n}", size)
+        begin = 8 * MIB  # behind the memory: what there was room for is full but for its last page
+        files = {one["at"] - begin for one in double.regions()[0]["objects"] if one["at"] >= begin}
+        assert files == {0, page, 2 * page, 3 * page}
+        del region["2"]
+        region.trim()
+        with sr.attach(unique, writable=True) as other:
+            assert put(other, "gap", page), "the only places left are no leap away"
+            assert put(other, "last", page)
+            assert not put(other, "more", page)
+            assert {name: region[name][0] for name in region} == {
+                name: name.encode()[0] for name in ("0", "1", "3", "gap", "last", "more")
+            }
+
+
 def test_bad_input(unique: str, path: Path) -> None:
     """What cannot be is refused, and nothing is placed."""
     with sr.create(unique, size=MIB, backend="shm") as region:
@@ -155,8 +217,17 @@ def test_bad_input(unique: str, path: Path) -> None:
         path.with_suffix(".npy").write_bytes(b"no array")
         with pytest.raises(ValueError, match=r"."):
             region.map_file("a", path.with_suffix(".npy"))
+        with open(path.with_suffix(".npy"), "wb") as file:
+            np.savez(file, x=np.ones(3))
+        with pytest.raises(ValueError, match="does not hold one array"):
+            region.map_file("a", path.with_suffix(".npy"))
+        os.mkfifo(path.with_name("pipe"))
+        for name in (os.devnull, path.with_name("pipe")):
+            with pytest.raises(ValueError, match="no regular file"):
+                region.map_file("a", name)
+        assert "a" not in region
         with pytest.raises(sr.RegionFull):
-            region.map_file("a" * 3, os.devnull, dtype="u1", shape=0) and region.map_file("b", _large(path))
+            region.map_file("b", _large(path))
         assert "b" not in region
         with sr.attach(unique) as reader, pytest.raises(sr.ReadOnlyRegion):
             reader.map_file("a", path)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,7 @@ def falls_back(name: str, text: str) -> None:
         ("create", errno.EACCES, "a region could not be made in"),
         ("create", errno.ENOSPC, "a region could not be made in"),
         ("size", errno.EINVAL, "refused the region's size"),
+        ("brick", errno.EINVAL, "refused the region's size"),
         ("ioctl", errno.ENOTTY, "may have another interface"),
         ("ioctl", errno.EINVAL, "may have another interface"),
         ("place", errno.EPERM, "may have another interface"),
@@ -128,14 +130,25 @@ def test_kernel_without_it(monkeypatch: pytest.MonkeyPatch, unique: str) -> None
         falls_back(unique, "this kernel has no msharefs")
 
 
-def test_mount_gone(msharefs: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch, unique: str) -> None:
-    """A mount that is taken away: no new regions on it; those that exist go on, for new members too."""
+def test_mount_gone(
+    msharefs: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch, unique: str, tmp_path: Path
+) -> None:
+    """A mount that is taken away: no new regions on it; those that exist go on, grow, and take new members."""
     double = msharefs(2 << 20)
-    with sr.create(unique, size=SIZE, backend="msharefs") as region:
+    place = tmp_path / "mount"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", double.path, place], check=True)
+    try:
+        monkeypatch.setenv("SHAREDREGION_MSHAREFS", str(place))
+        region = sr.create(unique, size=SIZE, backend="msharefs")
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+    with region:
         region["x"] = "still here"
-        monkeypatch.setenv("SHAREDREGION_MSHAREFS", f"{double.path}/gone")
         with sr.attach(unique) as member:
+            region["y"] = bytes(20 << 20)
             assert member["x"] == "still here"
+            assert len(member["y"]) == 20 << 20
         falls_back(unique + "-other", "is not an msharefs mount")
 
 

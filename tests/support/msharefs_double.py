@@ -6,7 +6,8 @@ its first object is passed through (FUSE_PASSTHROUGH), so that what is written t
 seen in the region at once. What is not shown stands in README.md beside this file.
 
 Standard input takes lines: `refuse WHAT ERRNO` makes the next and all later WHAT (create, size,
-ioctl, place, unmap, map, info) fail with that error; `allow` ends that; `unit N` is a new unit;
+ioctl, place, unmap, map, info) fail with that error (brick: a size is taken, and the file useless for
+good); `allow` ends that; `unit N` is a new unit;
 `show` says what regions there are. Each is answered by one line of JSON. The first line of output
 says that the mount is there.
 """
@@ -324,8 +325,8 @@ class Double:
         if node.number == 2 or node.is_folder or node.size or node.bricked or size % self.unit:
             raise Refusal(errno.EINVAL)
         self.check("size")
-        node.size = size
-        node.bricked = size == 0
+        node.bricked = size == 0 or "brick" in self.refused
+        node.size = 0 if node.bricked else size
 
     def fallocate(self, node: Node, body: bytes) -> bytes:
         _, offset, length, mode = struct.unpack_from("<QQQI", body)
