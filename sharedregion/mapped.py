@@ -124,7 +124,8 @@ def _copy(region: Region, name: str, opened: BinaryIO, same: str, array: _Array 
     if array is None:
         # Some files say that they are empty and are not (/proc).
         empty = os.fstat(opened.fileno()).st_size == 0
-        return region.put(name, opened.read() if empty else memoryview(np.memmap(same, np.uint8, "r")))
+        whole: Any = opened.read() if empty else np.memmap(same, np.uint8, "r")
+        return region.put(name, memoryview(whole))
     if array.nbytes == 0:
         return region.put(name, np.zeros(array.shape, array.dtype))
     order: Any = "F" if array.fortran else "C"

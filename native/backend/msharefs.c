@@ -50,9 +50,15 @@ static int map_private(int fd, uint64_t at, uint64_t len, struct sr_map *map, st
     return (of_hugetlb(fd) ? &sr_backend_hugetlb_2m : &sr_backend_thp)->map_private(fd, at, len, map, e);
 }
 
+/* EINVAL is what the kernel says where there is nothing to collapse: reserved pages are large, and a
+ * reader's mapping of the region has no say in what its pages are. */
 static int repair(const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e)
 {
-    return sr_backend_thp.repair(map, at, len, e);
+    struct sr_error why = {0};
+    int got = sr_backend_thp.repair(map, at, len, &why);
+    if (got == 0 || why.sys_errno == EINVAL) return 0;
+    if (e) *e = why;
+    return got;
 }
 
 const struct sr_backend sr_backend_msharefs = {

@@ -220,6 +220,24 @@ def test_hugetlb_pool_empty(
     nothing_left(unique)
 
 
+def test_nothing_to_repair(
+    msharefs: Callable[[int], Any], pool: Callable[[int, int], None], unique: str
+) -> None:
+    """Reserved pages are never split: repair() has nothing to do, for a writer and for a reader."""
+    pool(2 << 20, 16)
+    double = msharefs(512 * GIB)
+    region = sr.Region._create(
+        name=unique, size=8 << 20, backend="msharefs", place="hugetlb", mode=0o600, persist=False,
+        replace=False, commit_all=False, reason="", keeper=opening._KEEPER, msharefs=double.path,
+    )._settle_in(None)  # fmt: skip
+    with region:
+        region["x"] = bytes(3 << 20)
+        region.repair()
+        with sr.attach(unique) as reader:
+            reader.repair()
+            assert reader["x"] == bytes(3 << 20)
+
+
 def test_keeper_that_cannot_start(msharefs: Callable[[int], Any], unique: str) -> None:
     """Without its executable nothing is made, and nothing is left."""
     double = msharefs(2 << 20)
