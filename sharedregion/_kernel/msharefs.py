@@ -34,12 +34,11 @@ class Msharefs:
     unit: int | None = None
     usable: bool = False
     sticky: bool = False
-    named: bool = False
     refused: str | None = None
 
     @property
     def mounted(self) -> bool:
-        """True where a file can be made in it."""
+        """True where the mount table, or the environment, says where it is."""
         return self.path is not None
 
     @property
@@ -65,12 +64,11 @@ def look(
     try:
         mode = os.stat(place).st_mode
     except OSError:
-        return Msharefs(known, path, named=named is not None)
+        return Msharefs(known, path)
     return Msharefs(
         known=known,
         path=path,
         unit=parse_int(read_text(root, f"{path}/mshare_info")),
         usable=stat.S_ISDIR(mode) and os.access(place, os.W_OK | os.X_OK),
         sticky=bool(mode & stat.S_ISVTX),
-        named=named is not None,
     )

@@ -262,7 +262,9 @@ def check(arguments: argparse.Namespace, path: str | None) -> int:
     except sr.BackendUnavailable as error:
         print(f"msharefs at {there.path} does not serve: {error}")
         return FAILED
-    print(f"msharefs at {there.path}: series {series}, units of {unit >> 20} MiB, sticky: {there.sticky}")
+    print(f"msharefs at {there.path}: series {series}, units of {unit >> 20} MiB")
+    if not there.sticky:
+        print(f"any user may remove another's files there until: chmod 1777 {there.path}")
     well = arguments.no_tests or run_tests(path)
     well &= measure_all(arguments.size << 20, arguments.workers, there.path)
     left = [name for name in os.listdir("/dev/shm") if "msharefs-check" in name]
