@@ -30,6 +30,7 @@ import inspect
 import logging
 import os
 import pickle
+import sys
 import uuid
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -37,12 +38,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharedregion import _native
+from sharedregion import _native, codecs
 from sharedregion._frameworks import load
 
 distributed = load("distributed")
 
 # ruff: noqa: E402  What is missing or too old is said before anything is taken from it.
+from dask.sizeof import sizeof as _dask_sizes
 from distributed import worker as _worker_module
 from distributed.comm import get_address_host
 from distributed.core import Status
@@ -55,12 +57,14 @@ from distributed.utils_comm import retry_operation
 
 from sharedregion._kernel.node import node_identity
 from sharedregion._sizes import parse_size
-from sharedregion.errors import SharedRegionError
+from sharedregion.codecs import buffer, text
+from sharedregion.errors import FrameworkMissing, NotPlaceable, SharedRegionError
 from sharedregion.opening import share_with_reference
 from sharedregion.references import Reference, claim, open_reference, place_of
 
 __all__ = ["NodePlugin", "register"]
 
+_sizes: Any = _dask_sizes  # It has no types.
 log = logging.getLogger("sharedregion.dask")
 
 #: How long a worker keeps what it fetched for its neighbours, in seconds after it was last asked for.
@@ -129,12 +133,33 @@ def _deserialize_array(header: dict[str, Any], frames: list[Any]) -> Any:
 
 
 def register() -> None:
-    """Send arrays that lie in a region so that who is on the same node can map them. Idempotent.
+    """Send arrays that lie in a region so that who is on the same node can map them; say what values weigh. Idempotent.
 
     `NodePlugin` calls it where it is made and where it runs: in clients and workers.
     """
     dask_serialize.register(np.ndarray, _serialize_array)
     dask_deserialize.register(np.ndarray, _deserialize_array)
+    for framework, tell in _SIZES.items():
+        if framework in sys.modules:
+            tell()
+        else:
+            _sizes.register_lazy(framework, tell)
+
+
+def _tell_polars() -> None:
+    import polars as pl
+
+    _sizes.register((pl.DataFrame, pl.Series), lambda frame: int(frame.estimated_size()))
+
+
+def _tell_torch() -> None:
+    import torch
+
+    _sizes.register(torch.Tensor, lambda tensor: int(tensor.nbytes))
+
+
+#: Dask takes values that it does not know for a few bytes, and no such value would be shared.
+_SIZES = {"polars": _tell_polars, "torch": _tell_torch}
 
 
 def _hook() -> None:
@@ -159,10 +184,26 @@ def _check_engine() -> None:
     if function is _route:
         return
     if function is None or not set(wanted) <= inspect.signature(function).parameters.keys():
-        raise ImportError(
+        raise FrameworkMissing(
             f"distributed {distributed.__version__} gets data between workers in a way that this version of "
-            "sharedregion does not know; 2024.1 to 2026.8 were tried"
+            "sharedregion does not know",
+            "2024.1 to 2026.8 were tried",
         )
+
+
+def _share(value: Any, backend: str) -> tuple[Any, Reference]:
+    """As `sharedregion.share`, of what comes back as what it was, and as views of the region."""
+    codec = codecs.codec_for(value)
+    refused = codec in (buffer, text)
+    if (prepare := getattr(codec, "prepare", None)) is not None:
+        made = prepare(value)
+        refused = 2 * sum(part.nbytes for part in made.buffers) < made.size
+    if refused:
+        raise NotPlaceable(f"of a {type(value).__name__} like this each process has a copy all the same")
+    shared, reference = share_with_reference(value, backend)
+    if type(shared) is not type(value):
+        raise NotPlaceable(f"a {type(value).__name__} would come back as a {type(shared).__name__}")
+    return shared, reference
 
 
 class NodePlugin(WorkerPlugin):
@@ -234,7 +275,7 @@ class NodePlugin(WorkerPlugin):
     async def _place(self, value: Any, token: str) -> Placed | None:
         """A copy of the value in a region of its own; None, and said why, if there can be none."""
         try:
-            shared, reference = await offload(share_with_reference, value, self.backend)
+            shared, reference = await offload(_share, value, self.backend)
         except (SharedRegionError, OSError, MemoryError, ValueError, TypeError) as error:
             self.counts["refused"] += 1
             self._warn(f"a value of {sizeof(value)} bytes travels in Dask's own way: {error}")
@@ -351,7 +392,9 @@ class NodePlugin(WorkerPlugin):
             if answer and not speaks:
                 self._warn(f"{address} has another version of sharedregion: nothing is shared with it")
             near = speaks and answer["node"] == self.node and answer["uid"] == os.geteuid()
-            known = self._peers[address] = (speaks, near)
+            known = (speaks, near)
+            if answer:  # Who has no plugin may get it any moment.
+                self._peers[address] = known
         return known
 
     async def _neighbours(self) -> list[str]:

@@ -4,6 +4,7 @@ It talks with the test by lines: it prints a word when something is to happen, a
 """
 
 import json
+import operator
 import sys
 import time
 from typing import Any
@@ -20,13 +21,39 @@ def counts(dask_worker: Any) -> dict[str, int]:
     return found[0] if found else {}
 
 
+def addresses(value: Any) -> list[int]:
+    """Where the large pieces of memory of an array, a frame, a table or a dictionary of them lie."""
+    if isinstance(value, np.ndarray):
+        return [value.__array_interface__["data"][0]]
+    if isinstance(value, dict):
+        return [address for part in value.values() for address in addresses(part)]
+    module = type(value).__module__.partition(".")[0]
+    if module == "pandas":
+        columns = [value[name].array for name in value]
+        numbers = [column.to_numpy() for column in columns if not hasattr(column, "__arrow_array__")]
+        text = [column.__arrow_array__() for column in columns if hasattr(column, "__arrow_array__")]
+        return [a for part in numbers for a in addresses(part)] + pieces(text)
+    if module == "polars":
+        import polars as pl
+
+        value = value.to_arrow(compat_level=pl.CompatLevel.newest())
+    if module in ("polars", "pyarrow"):
+        return pieces(value.columns)
+    return [value.data_ptr()] if module == "torch" else []
+
+
+def pieces(columns: Any) -> list[int]:
+    """Addresses of the buffers of Arrow's arrays, chunked or not."""
+    chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
+    return [
+        buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer and buffer.size >= 1 << 16
+    ]
+
+
 def homes(dask_worker: Any) -> list[str]:
-    """For each array that a worker has: the file that it lies in, or "private"."""
+    """For each large piece of what a worker has: the file that it lies in, or "private"."""
     answer = []
-    for value in dask_worker.data.values():
-        if not isinstance(value, np.ndarray):
-            continue
-        address = value.__array_interface__["data"][0]
+    for address in [a for value in dask_worker.data.values() for a in addresses(value)]:
         for line in open("/proc/self/maps"):  # noqa: SIM115
             span, rights, _, device, inode, *_ = line.split()
             low, high = (int(end, 16) for end in span.split("-"))
@@ -50,9 +77,39 @@ def say(word: str) -> None:
     sys.stdin.readline()
 
 
-def total(array: Any) -> float:
-    """A task."""
-    return float(array.sum())
+def total(value: Any) -> float:
+    """A task: the sum of an array, or of the numbers of a frame."""
+    numbers = value if hasattr(value, "sum") and not hasattr(value, "columns") else np.asarray(value["n"])
+    return float(numbers.sum())
+
+
+def strings(count: int) -> list[str]:
+    """A task whose result is large, and of Python objects."""
+    return [f"text {n}" for n in range(count)]
+
+
+def kind_and_length(value: Any) -> tuple[str, int]:
+    """A task that looks what it was given."""
+    return type(value).__name__, len(value)
+
+
+def frames(numbers: Any) -> dict[str, Any]:
+    """The same numbers in each kind of frame, with text beside them; in a dictionary; as a tensor."""
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+    import torch
+
+    text = pa.array([f"text {n % 100}" for n in range(len(numbers))])
+    table = pa.table({"n": numbers, "s": text})
+    frame = pd.DataFrame({"n": numbers, "s": pd.array(text, dtype="string[pyarrow]")})
+    return {
+        "pandas": frame,
+        "pyarrow": table,
+        "polars": pl.from_arrow(table),
+        "dictionary": {"n": numbers, "more": [1, "two"]},
+        "torch": torch.from_numpy(numbers.copy()),
+    }
 
 
 def make(count: int, seed: int) -> Any:
@@ -82,6 +139,51 @@ def broadcast(client: Client, size: int) -> dict[str, Any]:
     say("placed")
     del future, sums
     return answer
+
+
+def broadcast_frames(client: Client, size: int) -> dict[str, Any]:
+    """The same for everything else that has large pieces, one after the other."""
+    numbers = np.arange(size // 8, dtype="f8")
+    workers = list(client.scheduler_info(n_workers=-1)["workers"])
+    answer = {}
+    for kind, value in frames(numbers).items():
+        future = client.scatter(value, broadcast=True)
+        sums = [client.submit(total, future, workers=[worker], pure=False) for worker in workers]
+        right = all(found == numbers.sum() for found in client.gather(sums))
+        answer[kind] = {"right": right, "homes": client.run(homes)}
+        del future, sums
+        while client.who_has():
+            time.sleep(0.02)
+    answer["counts"] = client.run(counts)
+    return answer
+
+
+def objects(client: Client, size: int) -> dict[str, Any]:
+    """Large values of which each process needs a copy of its own all the same."""
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    answer = []
+    for making in ((bytes, size), (operator.mul, "x", size), (strings, size // 64)):
+        source = client.submit(*making, workers=[workers[0]], pure=False)
+        found = client.submit(kind_and_length, source, workers=[workers[1]], pure=False)
+        answer.append(found.result())
+    return {"found": answer, "counts": client.run(counts)}
+
+
+def late(client: Client, size: int) -> dict[str, Any]:
+    """A worker gets the plugin after a neighbour that has it found it without."""
+    first, second = sorted(client.scheduler_info(n_workers=-1)["workers"])[:2]
+
+    async def add(dask_worker: Any) -> None:
+        await dask_worker.plugin_add(NodePlugin(), "sharedregion")
+
+    answer = []
+    for worker in (second, first):
+        client.run(add, workers=[worker])
+        source = client.submit(make, size // 8, 3, workers=[first], pure=False)
+        used = client.submit(total, source, workers=[second], pure=False)
+        right = used.result() == float(make(size // 8, 3).sum())
+        answer.append([right, client.run(counts, workers=[second])[second]["mapped"]])
+    return {"answers": answer}
 
 
 def chain(client: Client, size: int) -> dict[str, Any]:
@@ -133,7 +235,9 @@ def main() -> None:
         if "engine" not in options:
             backend = next((word for word in options if word.startswith("backend=")), "backend=auto")
             client.register_plugin(NodePlugin(backend=backend.partition("=")[2]))
-        scenarios = {f.__name__: f for f in (broadcast, chain, same_key_again, lose)}
+        scenarios = {
+            f.__name__: f for f in (broadcast, broadcast_frames, objects, late, chain, same_key_again, lose)
+        }
         answer = scenarios[scenario](client, int(size))
         print(json.dumps(answer), flush=True)
         sys.stdin.readline()

@@ -52,6 +52,36 @@ def test_broadcast_costs_one_copy_a_node(cluster: Callable[..., Cluster]) -> Non
     c.nothing_left()
 
 
+def test_frames_and_containers_cost_one_copy_a_node(cluster: Callable[..., Cluster]) -> None:
+    """Every large piece of frames, tables, dictionaries and tensors lies in one file on each node, text too."""
+    c = cluster()
+    answer = c.drive("broadcast_frames")
+    placed = sum(count["placed"] for count in answer.pop("counts").values())
+    assert placed == 2 * len(answer) == 10
+    for kind, found in answer.items():
+        assert found["right"], kind
+        for places in _by_host(found["homes"]).values():
+            assert len(places) >= 2, kind
+            assert len(set(places)) == 1, (kind, places)
+            assert "private" not in places, kind
+    c.nothing_left()
+
+
+def test_values_that_each_process_copies_anyway(cluster: Callable[..., Cluster]) -> None:
+    """bytes, text and lists of objects arrive as what they are, by Dask's own way: in a region they would be one more copy."""
+    c = cluster()
+    answer = c.drive("objects")
+    assert answer["found"] == [["bytes", SIZE], ["str", SIZE], ["list", SIZE // 64]]
+    assert sum(count["placed"] for count in answer["counts"].values()) == 0
+    assert sum(count["refused"] for count in answer["counts"].values()) == 3
+    assert "each process has a copy all the same" in c.logs()
+
+
+def test_a_worker_that_gets_the_plugin_later(cluster: Callable[..., Cluster]) -> None:
+    """Without it Dask's own way serves; with it values are mapped, though a neighbour had found it without."""
+    assert cluster().drive("late", "engine")["answers"] == [[True, 0], [True, 1]]
+
+
 def test_without_the_plugin_each_worker_has_a_copy(cluster: Callable[..., Cluster]) -> None:
     """What the test above would see if nothing were shared."""
     answer = cluster().drive("broadcast", "engine")
