@@ -4,10 +4,12 @@
     sharedregion.integrations.ray.register()        # the driver, too
 
 Then an array of a region (from `sr.share`, `region[name]`), as an argument, in `ray.put` or as a result, is
-not copied into Ray's store: who gets it on the same node maps the region. Other arrays travel as they did.
+not copied into Ray's store: who gets it on the same node maps the region. So are the numbers of pandas
+frames, and what Arrow tables are made of. Others travel as they did.
 
 On another node the array comes by Ray's own store: an actor on the array's node puts it there once, and Ray
-brings it to each node once, whose workers share that copy.
+brings it to each node once, whose workers share that copy, by pages of 4 KiB. The actor ends when nobody
+has asked it for half a minute.
 
 Ray knows when nobody can get a value any more, and tells nobody. So each reference contains an object of
 Ray's own, of a few bytes, which Ray counts as in use as long as the value can be got; the sender looks twice
@@ -34,6 +36,7 @@ from ray.util import register_serializer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sharedregion._kernel.node import node_identity
+from sharedregion.awaiting import when_imported
 from sharedregion.errors import ObjectNotFound, SharedRegionError
 from sharedregion.references import claim, place_of
 
@@ -57,25 +60,46 @@ _looker: threading.Thread | None = None
 def register() -> None:
     """Teach this process's Ray. Idempotent; to be called in the driver and in each worker process."""
     register_serializer(np.ndarray, serializer=_serialize, deserializer=_deserialize)
+    when_imported("pyarrow", _register_buffers)
+
+
+def _register_buffers(pyarrow: Any) -> None:
+    register_serializer(pyarrow.Buffer, serializer=_serialize_buffer, deserializer=_deserialize_buffer)
 
 
 # --- what is sent -------------------------------------------------------------------------------
 
 
 def _serialize(array: Array) -> tuple[Any, ...]:
+    return _reference(array) or _plain(array)
+
+
+def _serialize_buffer(buffer: Any) -> tuple[Any, ...]:
+    """Of Arrow's, which tables are made of."""
+    return (_reference(np.frombuffer(buffer, np.uint8)) if buffer.size else None) or _plain(buffer)
+
+
+def _reference(array: Array) -> tuple[Any, ...] | None:
     place = None
     if array.nbytes >= WORTHWHILE and not array.flags.writeable:
         place = place_of(array)
     if place is None:
-        return _plain(array)
+        return None
     marker = ray.put(b"")
     _hold(marker, array)
     return "region", PROTOCOL, node_identity(), ray.get_runtime_context().get_node_id(), place, marker
 
 
-def _plain(array: Array) -> tuple[Any, ...]:
-    """What an array says of itself: its bytes stay out of the pickle, in Ray's store."""
-    return ("plain", *array.__reduce_ex__(5)[:3])
+def _plain(value: Any) -> tuple[Any, ...]:
+    """What an array or buffer says of itself: its bytes stay out of the pickle, in Ray's store."""
+    return ("plain", *value.__reduce_ex__(5)[:3])
+
+
+def _deserialize_buffer(sent: tuple[Any, ...]) -> Any:
+    import pyarrow as pa
+
+    value: Any = _deserialize(sent)
+    return pa.py_buffer(value) if isinstance(value, np.ndarray) else value
 
 
 def _deserialize(sent: tuple[Any, ...]) -> Array:
@@ -134,13 +158,20 @@ def _hex(name: bytes | str) -> bytes:
 
 
 class _Outlet:
-    """On the node of an array: puts it into Ray's store for others, once."""
+    """On the node of an array: puts it into Ray's store for others, once. Ends when nobody has asked for a while."""
 
     def __init__(self) -> None:
         self._copies: dict[Any, tuple[float, Any]] = {}
+        self._end: threading.Timer | None = None
 
     def copy(self, place: tuple[Any, ...], marker: list[Any]) -> list[Any]:
         """A reference of Ray's to a copy of the array; in a list, so that Ray does not resolve it."""
+        if self._end is not None:
+            self._end.cancel()
+        # With its process its copies go: Ray keeps what somebody has mapped.
+        self._end = threading.Timer(KEEP, ray.get_runtime_context().current_actor.__ray_terminate__.remote)
+        self._end.daemon = True
+        self._end.start()
         now = time.monotonic()
         self._copies = {key: made for key, made in self._copies.items() if now - made[0] < KEEP}
         key = repr(place)
@@ -165,6 +196,18 @@ def _copied(*plain: Any) -> Array:
 
 
 def _from_other_node(ray_node: str, place: tuple[Any, ...], marker: Any) -> Array:
+    try:
+        try:
+            return _by_outlet(ray_node, place, marker)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+            return _by_outlet(ray_node, place, marker)  # It was about to end: here is another one.
+    except ray.exceptions.RayTaskError as error:
+        raise ObjectNotFound("an array of another node is gone") from error
+    except ray.exceptions.RayError as error:
+        raise ObjectNotFound(f"the node of an array does not answer: {error}") from error
+
+
+def _by_outlet(ray_node: str, place: tuple[Any, ...], marker: Any) -> Array:
     outlet = (
         ray.remote(_Outlet)
         .options(
@@ -177,11 +220,6 @@ def _from_other_node(ray_node: str, place: tuple[Any, ...], marker: Any) -> Arra
         )
         .remote()
     )
-    try:
-        [copy] = ray.get(outlet.copy.remote(place, [marker]))
-        array: Array = ray.get(copy)
-    except ray.exceptions.RayTaskError as error:
-        raise ObjectNotFound("an array of another node is gone") from error
-    except ray.exceptions.RayError as error:
-        raise ObjectNotFound(f"the node of an array does not answer: {error}") from error
+    [copy] = ray.get(outlet.copy.remote(place, [marker]))
+    array: Array = ray.get(copy)
     return array

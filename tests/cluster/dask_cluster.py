@@ -1,19 +1,15 @@
 """A real scheduler and real workers of Dask on hosts made of namespaces."""
 
-import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster_hosts import Host, Wire, environment, inner, python, wait_for
+from cluster_hosts import Host, Wire, converse, environment, inner, python, wait_for
 
 SIZE = 32 << 20
-#: After so many seconds a scenario hangs, and fails with what all processes said.
-LIMIT = 300
 DRIVER = Path(__file__).with_name("driver.py")
 SETTINGS = {
     # Replicas would be dropped as soon as nobody needs them, which is not what is counted here.
@@ -63,24 +59,7 @@ class Cluster:
             python(), str(DRIVER), self.url, scenario, str(2 * self.each), str(size), *options,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment(), **SETTINGS}, cwd=self.folder,
         )  # fmt: skip
-        assert driver.stdin is not None
-        assert driver.stdout is not None
-        answer = None
-        alarm = threading.Timer(LIMIT, driver.kill)
-        alarm.start()
-        for line in driver.stdout:
-            if line.startswith("{"):
-                answer = json.loads(line)
-            else:
-                meanwhile()
-            driver.stdin.write("\n")
-            driver.stdin.flush()
-            if answer is not None:
-                break
-        alarm.cancel()
-        driver.communicate(timeout=60)
-        assert answer is not None, self.logs()
-        return answer
+        return converse(driver, meanwhile, self.logs)
 
     def logs(self) -> str:
         """What all processes said."""

@@ -6,14 +6,19 @@ that was started there ends, and the mounts go.
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
+
+#: After so many seconds a scenario hangs, and fails with what all processes said.
+LIMIT = 300
 
 
 class Host:
@@ -131,6 +136,30 @@ def _end(process: "subprocess.Popen[str]") -> None:
 def _die_with_parent() -> None:
     """A test that is killed leaves no host: PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def converse(
+    program: "subprocess.Popen[str]", meanwhile: Callable[[], object], say: Callable[[], str]
+) -> Any:
+    """The answer of a program, a line of JSON; `meanwhile` is done at each other line. It goes on when it reads a line."""
+    assert program.stdin is not None
+    assert program.stdout is not None
+    answer = None
+    alarm = threading.Timer(LIMIT, program.kill)
+    alarm.start()
+    for line in program.stdout:
+        if line.startswith("{"):
+            answer = json.loads(line)
+        else:
+            meanwhile()
+        program.stdin.write("\n")
+        program.stdin.flush()
+        if answer is not None:
+            break
+    alarm.cancel()
+    program.communicate(timeout=60)
+    assert answer is not None, say()
+    return answer
 
 
 def wait_for(what: str, condition: object, seconds: float = 60) -> None:

@@ -1,13 +1,13 @@
 """A real Ray cluster of two nodes on hosts made of namespaces."""
 
-import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from cluster_hosts import Wire, environment, python, wait_for
+from cluster_hosts import Wire, converse, environment, python, wait_for
 
 DRIVER = Path(__file__).with_name("ray_driver.py")
 SETTINGS = {
@@ -15,6 +15,13 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_register_timeout_seconds": "180",
+    # How soon a host that was cut off is given up, and gives up itself.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    # What is under way over a wire that is cut fails by this; otherwise Ray waits for five minutes.
+    "RAY_grpc_client_keepalive_time_ms": "3000",
+    "RAY_grpc_client_keepalive_timeout_ms": "3000",
 }
 
 
@@ -53,22 +60,23 @@ class RayCluster:
         )
 
         def joined() -> bool:
-            done = self._on_head("-c", count)
+            done = subprocess.run(
+                self.wire.hosts[0].command([python(), "-c", count]), check=False, env=SETTINGS,
+                cwd=self._folder, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
             return done.stdout.strip().endswith(str(number + 1))
 
         wait_for("the node to join", joined, 180)
 
-    def _on_head(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.wire.hosts[0].command([python(), *arguments]), check=False, env={**SETTINGS, **settings},
-            cwd=self._folder, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    def run(self, scenario: str, **settings: str) -> Any:
-        """A scenario of ray_driver.py, and what it answered."""
-        done = self._on_head(str(DRIVER), scenario, self._head, **settings)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.strip().splitlines()[-1])
+    def run(self, scenario: str, meanwhile: Callable[[], object] = lambda: None, **settings: str) -> Any:
+        """A scenario of ray_driver.py, and what it answered; `meanwhile` is done when it says that it is time."""
+        log = Path(self._folder, f"{scenario}.log")
+        with log.open("w") as file:
+            driver = self.wire.hosts[0].start(
+                python(), str(DRIVER), scenario, self._head, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=file, env={**SETTINGS, **settings}, cwd=self._folder,
+            )  # fmt: skip
+        return converse(driver, meanwhile, log.read_text)
 
     def close(self) -> None:
         """End it."""

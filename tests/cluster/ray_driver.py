@@ -18,9 +18,19 @@ from sharedregion.integrations import ray as in_regions
 SIZE = 16 << 20
 
 
+def say(words: str) -> None:
+    """Tell the test, and wait for its answer."""
+    print(words, flush=True)
+    sys.stdin.readline()
+
+
 def home(array: Any) -> str:
     """The file that an array lies in."""
-    address = array.__array_interface__["data"][0]
+    return home_of(array.__array_interface__["data"][0])
+
+
+def home_of(address: int) -> str:
+    """The file that is mapped there."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             span, rights, _, device, inode, *_ = line.split()
@@ -61,6 +71,17 @@ def on(node: str) -> Any:
     return look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
 
 
+def other_node() -> str:
+    """The one that this driver is not on."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+
+
+def outlets() -> list[Any]:
+    """Actors of ours that live."""
+    return [one for one in ray.util.list_named_actors(True) if one["namespace"] == "sharedregion"]
+
+
 def names() -> list[str]:
     """Of regions in this host's /dev/shm."""
     return [name for name in os.listdir("/dev/shm") if name.startswith("sharedregion.")]
@@ -81,14 +102,47 @@ def near() -> dict[str, Any]:
     array = sr.share(np.arange(SIZE // 8, dtype="f8"))
     seen = ray.get([on(here).remote(array, 0.5) for _ in range(2)])
     plain = ray.get(on(here).remote(np.arange(SIZE // 8, dtype="f8")))
+    actor = Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    held = ray.get(actor.hold.remote(array))
+    del actor
     put = ray.put(array)
-    own, total = home(array), float(array.sum())
+    own = home(array)
     del array
     gc.collect()
     time.sleep(2)
     later = ray.get(on(here).remote(put))
     del put
-    return {"seen": seen, "plain": plain, "later": later, "home": own, "total": total, "gone": gone()}
+    return {"seen": seen, "plain": plain, "held": held, "later": later, "home": own, "gone": gone()}
+
+
+@ray.remote
+def look_at_frame(frame: Any) -> list[Any]:
+    """Its sum, and the files that its numbers and its text lie in."""
+    # pandas copies text when it is sent, and Ray makes new offsets for a table's.
+    text = frame["s"].chunks if hasattr(frame, "schema") else []
+    places = {home_of(chunk.buffers()[-1].address) for chunk in text}
+    numbers = np.asarray(frame["n"])
+    return [float(numbers.sum()), sorted({home(numbers)} | places)]
+
+
+def frames() -> dict[str, Any]:
+    """An Arrow table and a frame of pandas."""
+    import pandas as pd
+    import pyarrow as pa
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    numbers = np.arange(SIZE // 8, dtype="f8")
+    text = pa.array([f"text {n % 100}" for n in range(len(numbers))])
+    answer = {}
+    for value in (
+        pa.table({"n": numbers, "s": text}),
+        pd.DataFrame({"n": numbers, "s": pd.array(text, dtype="string[pyarrow]")}),
+    ):
+        shared = sr.share(value)
+        seen = ray.get(look_at_frame.options(scheduling_strategy=here).remote(shared))
+        answer[type(value).__module__.partition(".")[0]] = [*seen, home(np.asarray(shared["n"]))]
+        del shared
+    return {"seen": answer, "gone": gone()}
 
 
 def result() -> dict[str, Any]:
@@ -107,13 +161,15 @@ def result() -> dict[str, Any]:
 
 def far() -> dict[str, Any]:
     """Tasks of another node get the bytes, by Ray's store."""
-    here = ray.get_runtime_context().get_node_id()
-    other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+    other = other_node()
     array = sr.share(np.arange(SIZE // 8, dtype="f8"))
     seen = ray.get([on(other).remote(array, 0.5) for _ in range(2)])
     answer = {"seen": seen, "home": home(array), "total": float(array.sum())}
     del array
-    return answer
+    end = time.monotonic() + 120
+    while outlets() and time.monotonic() < end:
+        time.sleep(0.5)
+    return answer | {"outlets": outlets(), "gone": gone()}
 
 
 def owner_killed() -> dict[str, Any]:
@@ -134,6 +190,43 @@ def owner_killed() -> dict[str, Any]:
     gc.collect()
     sr.create(size=1).close()  # Sweeps what the killed left.
     return {"error": error, "still": still, "gone": gone()}
+
+
+@ray.remote(max_retries=10)
+def slow_sum(array: Any, part: int) -> float:
+    """A task that takes a while."""
+    time.sleep(0.5)
+    return float(array[part::16].sum())
+
+
+@ray.remote(max_retries=10)
+def arange(count: int) -> Any:
+    """A large result in Ray's store."""
+    return np.arange(count, dtype="f8")
+
+
+def host_cut() -> dict[str, Any]:
+    """The other host is cut off in the middle; what is computed is right all the same."""
+    other = other_node()
+    there = NodeAffinitySchedulingStrategy(other, soft=True)
+    array = sr.share(np.arange(SIZE // 8, dtype="f8"))
+    data = arange.options(scheduling_strategy=there).remote(SIZE // 8)
+    lost = make.options(scheduling_strategy=there, max_retries=0).remote()
+    ray.wait([lost])
+    spread = slow_sum.options(scheduling_strategy="SPREAD")
+    refs = [spread.remote(of, part) for of in (array, data) for part in range(32)]
+    ray.wait(refs, num_returns=4)
+    say("running")
+    values = ray.get(refs, timeout=240)
+    try:
+        ray.get(lost, timeout=120)
+        error = "none"
+    except Exception as raised:  # noqa: BLE001  Whatever it is, it is the answer.
+        error = f"{type(raised).__name__}: {raised}"
+    right = values == 2 * [float(array[part::16].sum()) for part in range(32)]
+    answer = {"right": right, "error": error, "nodes": sum(node["Alive"] for node in ray.nodes())}
+    del array, data, refs, lost
+    return answer | {"gone": gone()}
 
 
 def other_version() -> dict[str, Any]:
@@ -210,8 +303,10 @@ def main() -> None:
         runtime_env={"worker_process_setup_hook": "sharedregion.integrations.ray.register"},
     )  # fmt: skip
     in_regions.register()
-    scenarios = {f.__name__: f for f in (near, result, far, owner_killed, other_version, broadcast)}
-    print(json.dumps(scenarios[scenario]()), flush=True)
+    scenarios = {
+        f.__name__: f for f in (near, frames, result, far, owner_killed, host_cut, other_version, broadcast)
+    }
+    say(json.dumps(scenarios[scenario]()))
     ray.shutdown()
 
 
