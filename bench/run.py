@@ -32,7 +32,7 @@ from sharedregion.errors import SharedRegionError
 __all__ = ["LIGHT", "Progress", "missing_peers", "plan", "run", "setting"]
 
 #: Peers of a quick run: those that start at once.
-LIGHT = ("shared_memory", "mmap", "lmdb")
+LIGHT = ("shared_memory", "lmdb")
 
 #: progress(what is measured now, seconds of estimate done, seconds in all)
 Progress = Callable[[str, float, float], None]
@@ -46,6 +46,13 @@ def setting(quick: bool, peers: Sequence[str], small: int | None = None) -> Sett
     from sharedregion.bench.ours import usable
 
     kinds, unusable = usable()
+    pool = hugepage_pools().get(1 << 30)
+    if quick and "hugetlb-1g" in kinds and not (pool and pool.available):
+        kinds = tuple(kind for kind in kinds if kind != "hugetlb-1g")
+        unusable = {
+            **unusable,
+            "hugetlb-1g": "none is free, and moving memory together for one can take half a minute",
+        }
     return Setting(
         quick=quick,
         peers=tuple(peers) or (LIGHT if quick else against.NAMES),

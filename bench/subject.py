@@ -14,6 +14,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
+from sharedregion._signals import become_child
 from sharedregion.bench import against, cases
 from sharedregion.bench.case import Job
 
@@ -25,8 +26,9 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
 
 def main(argument: str) -> int:
     """Measure one job."""
-    # Ctrl-C at a terminal reaches all of the group; what then happens is the runner's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C is the runner's to decide on. It started this process with signals blocked, and what is started here,
+    # servers that are to end by SIGTERM among them, would have them blocked too.
+    become_child()
     signal.signal(signal.SIGTERM, _leave)
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)

@@ -50,7 +50,7 @@ def jobs(
             {"size": size, "workers": workers},
             rounds=1 if setting.quick else 3,
             memory=size * (workers + 3) + workers * 400 * MIB,
-            seconds=seconds,
+            seconds=2 if setting.quick else seconds,
             cannot=cannot,
         )
         for subject in subjects

@@ -17,7 +17,7 @@ SLOW = ("ray", "torch")
 def plan(setting: Setting) -> list[Job]:
     """Each size; the rounds of all subjects of one size take turns."""
     if setting.quick:
-        sizes: tuple[int, ...] = (setting.small or 256 * MIB,)
+        sizes: tuple[int, ...] = (setting.small or 64 * MIB,)
     else:
         sizes = tuple(n for n in (64 * MIB, 512 * MIB, 2 * GIB) if n <= (setting.small or n))
     few = (*OURS, "shared_memory", "mmap")
@@ -68,7 +68,7 @@ CASE = Case(
             {"size": MOST},
             log=True,
         ),
-        Lines("beyond", "size", "The same, over the size"),
+        Lines("beyond", "size", "Attach and first pass, beyond a pass with no faults, over the size"),
     ),
     notes=(
         "A pass reads one byte of every 4 KiB. beyond: attach and first pass, less a later pass, which meets no faults.",

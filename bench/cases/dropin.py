@@ -18,16 +18,16 @@ MODULES = {"the drop-in": "sharedregion.shared_memory", "standard library": "mul
 
 def plan(setting: Setting) -> list[Job]:
     """Both in turn, several times: what they take is compared as a ratio."""
-    size = min(256 * MIB if setting.quick else GIB, setting.small or GIB)
+    size = min(64 * MIB if setting.quick else GIB, setting.small or GIB)
     workers = 2 if setting.quick else 10
     return [
         Job(
             CASE.name,
             subject,
             {"size": size, "workers": workers},
-            rounds=2 if setting.quick else 5,
+            rounds=1 if setting.quick else 5,
             memory=3 * size + 256 * MIB,
-            seconds=1 + 4 * size / GIB + 0.3 * workers,
+            seconds=0.5 + 4 * size / GIB + 0.2 * workers,
         )
         for subject in MODULES
     ]

@@ -22,7 +22,7 @@ MIDDLE = 256 * MIB
 def plan(setting: Setting) -> list[Job]:
     """Sizes with few workers, then more workers with one size, then sizes that no machine has."""
     if setting.quick:
-        return [_dense(name, setting, setting.small or 256 * MIB, 2) for name in placed.subjects(setting)]
+        return [_dense(name, setting, setting.small or 64 * MIB, 2) for name in placed.subjects(setting)]
     # The largest power of two that leaves a quarter of the memory free.
     largest = 1 << (max(setting.memory * 3 // 4, GIB).bit_length() - 1)
     most = setting.small or min(16 * GIB, largest)

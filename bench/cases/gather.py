@@ -16,7 +16,7 @@ from sharedregion.bench.crew import crew
 
 def plan(setting: Setting) -> list[Job]:
     """One array, read by as many workers as there are processors, up to four."""
-    size = min(256 * MIB if setting.quick else GIB, setting.small or GIB)
+    size = min(64 * MIB if setting.quick else GIB, setting.small or GIB)
     counts = (1 if setting.quick else min(4, setting.processors),)
     return [
         placed.job(

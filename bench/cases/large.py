@@ -14,13 +14,13 @@ from sharedregion.bench.case import GIB, MIB, MOST, Bars, Case, Job, Metric, Sam
 
 def plan(setting: Setting) -> list[Job]:
     """All of them once in each process, several times over, in turn: they are compared as ratios."""
-    size = min(256 * MIB if setting.quick else GIB, setting.small or GIB)
+    size = min(64 * MIB if setting.quick else GIB, setting.small or GIB)
     return [
         Job(
             CASE.name,
             subject,
             {"size": size},
-            rounds=2 if setting.quick else 5,
+            rounds=1 if setting.quick else 5,
             memory=2 * size + 256 * MIB,
             seconds=0.5 + 2.5 * size / GIB,
         )

@@ -57,7 +57,8 @@ def measure(job: Job) -> Iterator[Sample]:
     with tempfile.TemporaryDirectory(dir=job.folder) as folder:
         out = os.path.join(folder, "out.json")
         words = f"{job.subject} {job.params['operation']} {job.prefix} {folder}"
-        few = ["--processes=1", "--values=3", "--min-time=0.01", "--warmups=0"]
+        # A number of loops that is given needs no process that finds one.
+        few = ["--processes=1", "--values=3", "--loops=1000", "--warmups=0"]
         many = ["--processes=2", "--values=4", "--min-time=0.1", "--warmups=1"]
         done = subprocess.run(
             [

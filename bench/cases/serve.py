@@ -54,7 +54,7 @@ def plan(setting: Setting) -> list[Job]:
     workers = 2 if setting.quick else 4
     # Each takes seconds to import its frameworks.
     names = [OWN_COPY, "thp"] if setting.quick else [OWN_COPY, OWN_MMAP, *placed.subjects(setting)]
-    seconds = 5 if setting.quick else 8
+    seconds = 6 if setting.quick else 8
     jobs = []
     for name in names:
         if name in (OWN_COPY, OWN_MMAP):

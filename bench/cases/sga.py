@@ -36,7 +36,7 @@ def plan(setting: Setting) -> list[Job]:
     """Full size and sparse; then dense, of a power of two that is a quarter of the memory at most."""
     if setting.quick:
         sparse = _story.Plan(16 * GIB, 40)
-        dense = _story.Plan(min(256 * MIB, setting.small or GIB), 8)
+        dense = _story.Plan(min(64 * MIB, setting.small or GIB), 8)
     else:
         sparse = _story.Plan(300 * GIB, 1500)
         size = 1 << (max(setting.memory // 4, GIB).bit_length() - 1)

@@ -148,7 +148,7 @@ def _measure(
                     (job.memory + (job.pool[0] * job.pool[1] if job.pool else 0) for job in jobs), default=0
                 )
                 room = min(machine.available() * 8 // 10, WARM)
-                warmed = machine.warm(min(most, room, (1 << 30) if quick else room))
+                warmed = machine.warm(min(most, room, (256 << 20) if quick else room))
                 say(_head(chosen, quick, setting.peers, warmed))
                 run.run(jobs, say, progress)
         except (KeyboardInterrupt, SystemExit):

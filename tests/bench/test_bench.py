@@ -448,6 +448,37 @@ def test_an_ordinary_user_gets_what_needs_no_privilege_and_the_reasons_for_the_r
         assert not any("failed" in line or "cannot" in line for line in rows), said
 
 
+def test_on_a_narrow_terminal_no_row_and_no_reason_is_lost(tmp_path: Path) -> None:
+    """Figures that find no room are named; subjects and reasons are all there."""
+    path = tmp_path / "lines"
+    status = {"record": "status", "round": 0, "seconds": 1.0}
+    records_ = [
+        status | {"case": "footprint", "subject": name, "params": {"size": size << 20, "workers": 4}}
+        | ({"status": "ok", "reason": None} if size < 64 else {"status": "killed", "reason": "by SIGKILL"})
+        for name in against.NAMES
+        for size in (16, 64)
+    ]  # fmt: skip
+    records_ += [
+        {"record": "sample", "case": "footprint", "subject": name, "params": {"size": 16 << 20, "workers": 4},
+         "round": 0, "metric": metric, "unit": "B", "value": 123456.0}
+        for name in against.NAMES
+        for metric in ("private", "proportional", "linked", "growth", "large")
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(one) + "\n" for one in records_))
+    said = bench("--from", str(path), COLUMNS="80").stdout
+    table = said.splitlines()[: 2 * len(against.NAMES) + 6]
+    assert max(map(len, table)) <= 80
+    assert said.count("killed: by SIGKILL") == len(against.NAMES)
+    for name in against.NAMES:
+        title = against.load(name).title
+        assert sum(line.startswith((title, "multipr....shared_memory")) for line in table) >= 2, title
+    assert "121 KiB" in said
+    wide = bench("--from", str(path), COLUMNS="200").stdout
+    assert all(
+        metric.title in wide for metric in cases.load("footprint").metrics.values() if metric.unit == "B"
+    )
+
+
 @pytest.mark.parametrize("text", ["nonsense\n", '{"record": "run", "schema": 99}\n', "[]\n"])
 def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lines"

@@ -226,4 +226,6 @@ def test_medians_have_their_spread_and_rounds_are_put_together() -> None:
         [sample("attach", "thp", "beyond", value, size=1) for value in (3.0, 1.0, 2.0)]
     ).rows
     assert len(rows) == 1
-    assert tables.spread(rows[0].figures["beyond"], "s") == "2 s (1 s to 3 s)"
+    assert tables.spread(rows[0].figures["beyond"], "s") == "2 s (1 to 3)"
+    far = records.Figure((1.0, 0.5, 0.002))
+    assert tables.spread(far, "s") == "500 ms (2 ms to 1 s)"
