@@ -574,6 +574,32 @@ def test_a_killed_run_is_undone_too(running: Callable[..., "subprocess.Popen[str
     _gone(lambda: pools() != before)
 
 
+def test_what_a_subject_starts_can_be_told_to_end(tmp_path: Path) -> None:
+    """No signal is blocked in it, nor in what it starts: servers end by SIGTERM."""
+    process = subprocess.Popen(
+        [*COMMAND, "--quick", "imports", "--json", str(tmp_path / "lines")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    mark = (MARK + mark_of(process)).encode()
+    blocked = {}
+    while process.poll() is None:
+        for path in Path("/proc").glob("[0-9]*"):
+            # Others come and go.
+            with contextlib.suppress(OSError):
+                if mark in (path / "environ").read_bytes():
+                    words = (path / "status").read_text().split("SigBlk:")[1].split()[0]
+                    program = (path / "cmdline").read_bytes()
+                    # A timed interpreter: what the subject starts.
+                    if b"set(sys.modules)" in program:
+                        blocked[path.name] = int(words, 16)
+    assert process.returncode == 0
+    assert blocked
+    assert set(blocked.values()) == {0}
+
+
 def test_a_subject_that_is_killed_is_a_row_and_the_others_go_on(
     running: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
