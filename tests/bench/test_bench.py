@@ -390,7 +390,7 @@ def test_too_little_memory_is_refused_before_it_is_taken(
 ) -> None:
     out = tmp_path / "lines"
     done = subprocess.run(
-        [*memory_group(400 << 20), *COMMAND, "--quick", "large", "--json", str(out)],
+        [*memory_group(200 << 20), *COMMAND, "--quick", "large", "--json", str(out)],
         capture_output=True,
         text=True,
         check=False,
@@ -402,7 +402,7 @@ def test_too_little_memory_is_refused_before_it_is_taken(
     for word, reason in found.values():
         assert word == "refused"
         assert reason
-        assert "it needs 768 MiB of memory" in reason
+        assert "it needs 384 MiB of memory" in reason
     assert all(one["record"] != "sample" for one in lines(out))
 
 
