@@ -137,18 +137,19 @@ def _of_process(pid: int) -> list[_Opened]:
 
 
 def _of_name(name: str) -> list[_Opened]:
-    """A file, a block, or a region by its name."""
-    if "/" in name or os.path.exists(name):
-        kind = _filesystem(name)
-        if os.path.exists(name) and kind != "tmpfs":
-            raise ValueError(f"{name} is no shared memory: it lies on {kind}")
-        return [_open(name, name)]
-    for path in (f"{_blocks.SHM_DIR}/{name}", f"{_blocks.SHM_DIR}/sharedregion.{name}.data"):
-        if os.path.exists(path):
-            return [_open(path, path)]
-    raise FileNotFoundError(
-        2, f"no process, block, region or file of this name; {_blocks.SHM_DIR} was looked at", name
-    )
+    """A block, a region or a file by its name."""
+    if "/" not in name:
+        for path in (f"{_blocks.SHM_DIR}/{name}", f"{_blocks.SHM_DIR}/sharedregion.{name}.data"):
+            if os.path.exists(path):
+                return [_open(path, path)]
+    if not os.path.exists(name):
+        raise FileNotFoundError(
+            2, f"no process, block, region or file of this name; {_blocks.SHM_DIR} was looked at", name
+        )
+    kind = _filesystem(name) if os.path.isfile(name) else None
+    if kind != "tmpfs":
+        raise ValueError(f"{name} is no shared memory: it {f'lies on {kind}' if kind else 'is no file'}")
+    return [_open(name, name)]
 
 
 def _users(keys: set[tuple[int, int]]) -> dict[int, list[processes.Area]]:

@@ -35,9 +35,10 @@ def _verdict(one: Gain) -> str:
 def collapse(targets: tuple[str, ...], as_json: bool) -> int:
     """Make 2 MiB pages of shared memory while programs use it.
 
-    Of all shared memory of a process, of a block or region by its name, or of a file on a tmpfs. The
-    programs go on; those that map it at a congruent address drop their tables of 4 KiB entries. Ranges
-    that are filled in part take their whole 2 MiB. The exit code is 1 if there was nothing to collapse.
+    Of all shared memory of a process, of a block or region by its name, or of a file on a tmpfs: what is a
+    number is a process, what has a slash is a file. The programs go on; those that map it at a congruent
+    address drop their tables of 4 KiB entries. Ranges that are filled in part take their whole 2 MiB. The
+    exit code is 1 if there was nothing to collapse.
     """
     report = work(targets)
     if as_json:
