@@ -31,7 +31,8 @@ def _step_aside(here):
     try:
         import sitecustomize
     except ImportError as error:
-        if error.name != "sitecustomize":
+        # Python 2 does not say which module was missing.
+        if getattr(error, "name", "sitecustomize") != "sitecustomize":
             raise
     finally:
         # The import system, which is in the middle of loading this file, expects the name to be there.
