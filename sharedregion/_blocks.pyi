@@ -10,8 +10,11 @@ class BlockMap:
     def close(self) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-def create(name: str, size: int, mode: int, large: bool, /) -> tuple[int, BlockMap]:
-    """Make a block with its memory behind it, then name it; a descriptor and a writable mapping. OSError."""
+def create(size: int, mode: int, large: bool, /) -> tuple[int, BlockMap]:
+    """Make a block with its memory behind it and no name: a descriptor and a writable mapping. OSError."""
+
+def publish(descriptor: int, name: str, size: int, /) -> tuple[int, BlockMap]:
+    """Name it; a descriptor and mapping that show the name, or the descriptor itself and a mapping of no bytes. OSError."""
 
 def map_block(descriptor: int, size: int, /) -> BlockMap:
     """Map a block read-write, at a multiple of 2 MiB if it is as large as that. OSError."""

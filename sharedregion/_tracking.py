@@ -6,12 +6,16 @@ would unlink the block at its exit, and within one family of processes the entry
 
 from __future__ import annotations
 
+import atexit
 import os
 import stat
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
-__all__ = ["arm", "forget", "is_orphan", "used_by_others", "watch"]
+__all__ = ["announce", "arm", "forget", "is_orphan", "remove_orphan", "used_by_others", "watch"]
 
 _KIND = "shared_memory"
 _PLAIN = "from multiprocessing.resource_tracker import main;main("
@@ -22,19 +26,30 @@ try:
 except OSError:
     from multiprocessing.resource_tracker import main
 main("""
-#: A line of the tracker's pipe is at most this long, with its command and kind.
-_LONGEST_NAME = 512 - len("UNREGISTER::shared_memory\n")
 
 _spawn_standard: Any = None
 
 
 def _spawn(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
-    args = list(args)
-    if args and isinstance(args[-1], str) and args[-1].startswith(_PLAIN):
-        ours = _OURS.format(path=os.path.join(os.path.dirname(__file__), "_tracker.py"))
-        args[-1] = ours + args[-1][len(_PLAIN) :]
-    pid: int = _spawn_standard(path, args, passfds)
-    return pid
+    *flags, code = args
+    if not (isinstance(code, str) and code.startswith(_PLAIN)):
+        pid: int = _spawn_standard(path, args, passfds)
+        return pid
+    import subprocess
+
+    ours = _OURS.format(path=os.path.join(os.path.dirname(__file__), "_tracker.py"))
+    # In a session of its own: what ends all processes of a terminal or a job at once must not end who
+    # cleans up after them.
+    tracker = subprocess.Popen(
+        [*flags, ours + code[len(_PLAIN) :]],
+        executable=path,
+        pass_fds=passfds,
+        restore_signals=False,
+        start_new_session=True,
+    )
+    # Multiprocessing waits for it, by its number.
+    tracker.returncode = 0
+    return tracker.pid
 
 
 def arm(util: Any) -> None:
@@ -45,13 +60,62 @@ def arm(util: Any) -> None:
     """
     global _spawn_standard
     if _spawn_standard is None:
+        from sharedregion.awaiting import when_imported
+
         _spawn_standard = util.spawnv_passfds
         util.spawnv_passfds = _spawn
+        when_imported("multiprocessing.popen_fork", _share_tracker)
+        atexit.register(_say_end)
+
+
+def _say_end() -> None:
+    """The program ends by itself: a block that another one has unlinked is no leak then."""
+    module: Any = sys.modules.get("multiprocessing.resource_tracker")
+    if module is not None and module._resource_tracker._fd is not None:
+        with suppress(OSError):
+            os.write(module._resource_tracker._fd, b"PROBE:end:noop\n")
+
+
+def _share_tracker(popen_fork: ModuleType) -> None:
+    """Forked children have their parent's tracker, as spawned ones always do.
+
+    One that each of them started would take its end for the program's: it warns of the blocks that the
+    child made and left to others, and removes those that nobody has attached to yet.
+    """
+    popen: Any = popen_fork.Popen
+    standard = popen._launch
+
+    def _launch(self: Any, process: Any) -> None:
+        from multiprocessing import resource_tracker
+
+        with suppress(OSError):
+            resource_tracker.ensure_running()
+        standard(self, process)
+
+    popen._launch = _launch
 
 
 def _can_carry(name: str) -> bool:
     """Whether the tracker's line protocol has room for the name."""
-    return name.isascii() and ":" not in name and "\n" not in name and len(name) <= _LONGEST_NAME
+    return name.isascii() and ":" not in name and "\n" not in name
+
+
+def announce(name: str, fd: int) -> None:
+    """Say which file is about to have the name: a creator that is killed before `watch` leaves no block.
+
+    For a tracker that is not ours the line means nothing.
+    """
+    try:
+        from multiprocessing import resource_tracker
+
+        tracker: Any = resource_tracker._resource_tracker
+        # Programs replace register() to keep blocks from being registered.
+        if _can_carry(name) and resource_tracker.register == tracker.register:
+            tracker._send("PROBE", f"{os.fstat(fd).st_ino}{name}", "noop")
+    except OSError as error:
+        raise OSError(
+            error.errno, "multiprocessing's resource tracker cannot be told of the block"
+        ) from error
 
 
 def watch(name: str) -> None:
@@ -83,6 +147,26 @@ def is_orphan(path: str) -> bool:
         return bool(os.lstat(path).st_mode & stat.S_ISVTX)
     except OSError:
         return False
+
+
+def remove_orphan(path: str) -> None:
+    """Take the name from an orphan: who has it mapped keeps the memory.
+
+    Several processes may want to, and one of them may have made a new block of that name by then. So
+    they do it one after the other, and only to the file that they have looked at.
+    """
+    if not is_orphan(path):
+        return
+    import fcntl
+
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if is_orphan(path) and os.path.samestat(os.fstat(fd), os.lstat(path)):
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def used_by_others(found: os.stat_result) -> bool:

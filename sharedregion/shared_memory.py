@@ -22,6 +22,7 @@ import stat
 import struct
 import sys
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -42,16 +43,28 @@ if TYPE_CHECKING:
 
 __all__ = ["ShareableList", "SharedMemory"]
 
+
+def __getattr__(name: str) -> Any:
+    # Programs find it here to unregister what they attached to; a worker that does not need not load it.
+    if name == "resource_tracker":
+        from multiprocessing import resource_tracker
+
+        return resource_tracker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 _O_CREX = os.O_CREAT | os.O_EXCL
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
 #: Some systems allow 14 characters; the standard library keeps to it everywhere, and so do names here.
 _SHM_SAFE_NAME_LENGTH = 14
-#: What shm_open(3) takes, without the slash.
-_NAME_MAX = 254
+#: What a file's name may have, and shm_open(3) takes, without the slash.
+_NAME_MAX = 255
 #: A block with no file in /dev/shm is the region of this name.
 _REGION_PREFIX = "shm."
 _REGION_OBJECT = "block"
+#: Mappings of closed blocks, by the id of the view that may still be held.
+_kept: dict[int, tuple[Any, weakref.ref[memoryview]]] = {}
 
 
 def _make_filename() -> str:
@@ -64,16 +77,38 @@ def _plain(name: str) -> str:
     if "\0" in name:
         raise ValueError("embedded null character")
     plain = name.lstrip("/")
-    if not plain or "/" in plain or plain in (".", ".."):
+    if not plain or "/" in plain:
         raise _error(errno.EINVAL, "a block's name may not be empty or contain '/'", name)
     if len(os.fsencode(plain)) > _NAME_MAX:
-        raise _error(errno.EINVAL, f"a block's name may have {_NAME_MAX} bytes", name)
+        try:
+            _posixshmem.shm_open(name, os.O_RDONLY, mode=0)
+        except OSError as error:
+            raise _error(
+                error.errno or errno.EINVAL, f"a block's name may have {_NAME_MAX} bytes", name
+            ) from error
     return plain
 
 
 def _error(number: int, more: str | None, name: str | None) -> OSError:
     """The OSError that the standard library raises, with a message that says more."""
     return OSError(number, f"{os.strerror(number)}: {more}", name)
+
+
+def _has_file(plain: str) -> bool:
+    """Whether a file has the name. What a program that is gone has left, for those who still use it, gives it up."""
+    path = f"{_blocks.SHM_DIR}/{plain}"
+    _tracking.remove_orphan(path)
+    return os.path.lexists(path)
+
+
+def _has_region(plain: str) -> bool:
+    return os.path.lexists(f"{_blocks.SHM_DIR}/sharedregion.{_REGION_PREFIX}{plain}.catalog")
+
+
+def _taken(name: str) -> OSError:
+    return _error(
+        errno.EEXIST, "there is a block of this name; attach without create=True, or unlink it", name
+    )
 
 
 def _size_text(size: int) -> str:
@@ -87,6 +122,8 @@ def _room() -> str:
         shm = os.statvfs(_blocks.SHM_DIR)
     except OSError:
         return f"{_blocks.SHM_DIR} cannot be looked at"
+    if shm.f_files and not shm.f_favail:
+        return f"{_blocks.SHM_DIR} has no more files"
     return f"{_blocks.SHM_DIR} has {_size_text(shm.f_bavail * shm.f_frsize)} left"
 
 
@@ -181,27 +218,31 @@ class SharedMemory:
 
     def _create_file(self, name: str, size: int, kind: str) -> None:
         plain = _plain(name)
+        # Found before the memory is filled; publish() decides.
+        if _has_file(plain) or self._is_region(name):
+            self.close()
+            raise _taken(name)
         if size > sys.maxsize:
             raise OverflowError(f"a block cannot have {size} bytes")
         if size >= _block_policy.HEADROOM_FROM:
             _check_headroom(size, name)
-        path = f"{_blocks.SHM_DIR}/{plain}"
-        if _tracking.is_orphan(path):
-            # Left by a program that is gone, for those who still use it: they keep their memory.
-            with suppress(OSError):
-                os.unlink(path)
         try:
-            self._fd, self._mmap = _blocks.create(plain, size, self._mode, kind == "thp")
+            self._fd, self._mmap = _blocks.create(size, self._mode, kind == "thp")
+            if self._track:
+                _tracking.announce(name, self._fd)
+            named, again = _blocks.publish(self._fd, plain, size)
+            if named != self._fd:
+                os.close(self._fd)
+                self._fd, self._mmap = named, again
         except FileExistsError as error:
-            raise _error(
-                errno.EEXIST, "there is a block of this name; attach without create=True, or unlink it", name
-            ) from error
+            self.close()
+            raise _taken(name) from error
         except OSError as error:
-            number = error.errno or errno.EIO
+            self.close()
             what = error.strerror
-            if number in (errno.ENOSPC, errno.ENOMEM):
+            if error.errno == errno.ENOSPC:
                 what = f"the block needs {_size_text(size)}, and {_room()}"
-            raise _error(number, what, name) from error
+            raise _error(error.errno or errno.EIO, what, name) from error
         self._name, self._size = name, size
         if self._track:
             _tracking.watch(name)
@@ -221,8 +262,7 @@ class SharedMemory:
             size = found.st_size
             if found.st_mode & stat.S_ISVTX and not _tracking.used_by_others(found):
                 # Its program is gone, and at most this process still looks at it.
-                with suppress(OSError):
-                    os.unlink(f"{_blocks.SHM_DIR}/{plain}")
+                _tracking.remove_orphan(f"{_blocks.SHM_DIR}/{plain}")
                 raise FileNotFoundError(errno.ENOENT, "the program that made the block is gone")
             if size == 0:
                 # Made by somebody who has not given it its size yet, or never will.
@@ -241,11 +281,18 @@ class SharedMemory:
         import sharedregion
 
         plain = _plain(name)
-        if os.path.lexists(f"{_blocks.SHM_DIR}/{plain}"):
-            raise _error(errno.EEXIST, "there is a block of this name", name)
-        region = sharedregion.create(
-            _REGION_PREFIX + plain, size=size + 4096, backend=kind, persist=not self._track, mode=self._mode
-        )
+        if _has_file(plain):
+            raise _taken(name)
+        try:
+            region = sharedregion.create(
+                _REGION_PREFIX + plain,
+                size=size + 4096,
+                backend=kind,
+                persist=not self._track,
+                mode=self._mode,
+            )
+        except FileExistsError as error:
+            raise _taken(name) from error
         try:
             self._mmap = region.zeros(_REGION_OBJECT, size, "u1", mutable=True)
         except BaseException:
@@ -256,7 +303,7 @@ class SharedMemory:
 
     def _attach_region(self, name: str) -> bool:
         plain = _plain(name)
-        if not os.path.lexists(f"{_blocks.SHM_DIR}/sharedregion.{_REGION_PREFIX}{plain}.catalog"):
+        if not _has_region(plain):
             return False
         import sharedregion
 
@@ -264,9 +311,21 @@ class SharedMemory:
             region = sharedregion.attach(_REGION_PREFIX + plain, writable=True)
         except FileNotFoundError:
             return False
-        self._mmap = region[_REGION_OBJECT]
+        try:
+            self._mmap = region[_REGION_OBJECT]
+        except KeyError:
+            # Its creator has made the region, and the block in it not yet.
+            region.close()
+            return False
         self._region, self._name, self._size = region, name, self._mmap.nbytes
         return True
+
+    def _is_region(self, name: str) -> bool:
+        """Whether a block that has no file has the name."""
+        try:
+            return self._attach_region(name)
+        except OSError:
+            return True
 
     # -- what the standard library's has -----------------------------------------------------------
 
@@ -300,6 +359,10 @@ class SharedMemory:
     def close(self) -> None:
         """Let go of the block. Views and arrays of it stay valid; their last one unmaps it."""
         if self._buf is not None:
+            # Some (torch.frombuffer) look at the memory and hold nothing but this view, which does not
+            # know: released or not, the memory goes when it goes.
+            view = id(self._buf)
+            _kept[view] = self._mmap, weakref.ref(self._buf, partial(_kept.pop, view))
             # Refused where somebody looks through it: the mapping is theirs from now on.
             with suppress(BufferError):
                 self._buf.release()
@@ -330,7 +393,7 @@ class SharedMemory:
         _tracking.forget(self._name)
 
     def _unlink_region(self, plain: str) -> bool:
-        if not os.path.lexists(f"{_blocks.SHM_DIR}/sharedregion.{_REGION_PREFIX}{plain}.catalog"):
+        if not _has_region(plain):
             return False
         import sharedregion
 

@@ -39,53 +39,40 @@ int sr_posix_map(int fd, uint64_t size, bool writable, struct sr_map *map, struc
     return r == 0 ? 0 : sr_fail(e, SR_E_SYSTEM, r, "%llu bytes of address space could not be mapped", (unsigned long long)size);
 }
 
-static int make(int dir, const char *name, int fd, uint64_t size, bool large, struct sr_map *map, struct sr_error *e)
+int sr_posix_create(uint64_t size, unsigned mode, bool large, struct sr_map *map, struct sr_error *e)
 {
+    *map = (struct sr_map){0};
+    if (size == 0 || size > INT64_MAX) return sr_fail(e, SR_E_INVALID, -EINVAL, "a block cannot have %llu bytes", (unsigned long long)size);
+    SR_FD fd = sr_sys->openat(AT_FDCWD, SR_SHM_DIR, O_TMPFILE | O_RDWR, mode);
+    if (fd < 0) return sr_fail(e, SR_E_SYSTEM, fd, "no file can be made in " SR_SHM_DIR);
     int r = sr_sys->ftruncate(fd, (off_t)size);
     if (r < 0) return sr_fail(e, SR_E_SYSTEM, r, "a file of %llu bytes could not be made", (unsigned long long)size);
     r = sr_posix_map(fd, size, true, map, e);
     if (r == 0) r = commit(fd, map, size, large, e);
-    if (r < 0) return r;
-    r = sr_sys_shm_link(fd, dir, name);
-    if (r == -EEXIST) return sr_fail(e, SR_E_EXISTS, r, "the name is taken");
-    return r == 0 ? 0 : sr_fail(e, SR_E_SYSTEM, r, "the memory was there, but could not be named");
+    if (r == 0) return sr_sys_keep(&fd);
+    sr_sys_unmap(map);
+    return r;
 }
 
-/* /proc/PID/maps and lsof show a mapping by the name under which its file was opened, and for a file
- * that had none a number. So it is opened and mapped once more now that it has its name. Where that
- * fails, or the name is another's already, the first mapping serves as well. */
-static void take_name(int dir, const char *name, int *fd, uint64_t size, struct sr_map *map)
+/* A descriptor of the file under its name; -1 where that cannot be opened or is another's already. */
+static int open_named(int fd, int dir, const char *name)
 {
     SR_FD named = sr_sys->openat(dir, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
     struct stat mine, there;
-    if (named < 0 || sr_sys->fstat(*fd, &mine) < 0 || sr_sys->fstat(named, &there) < 0) return;
-    if (mine.st_ino != there.st_ino || mine.st_dev != there.st_dev) return;
-    struct sr_map again;
-    if (sr_posix_map(named, size, true, &again, NULL) < 0) return;
-    sr_sys_unmap(map);
-    *map = again;
-    sr_sys_close(fd);
-    *fd = sr_sys_keep(&named);
+    if (named < 0 || sr_sys->fstat(fd, &mine) < 0 || sr_sys->fstat(named, &there) < 0) return -1;
+    return mine.st_ino == there.st_ino && mine.st_dev == there.st_dev ? sr_sys_keep(&named) : -1;
 }
 
-int sr_posix_create(const char *name, uint64_t size, unsigned mode, bool large, struct sr_map *map, struct sr_error *e)
+int sr_posix_publish(int fd, const char *name, uint64_t size, struct sr_map *map, struct sr_error *e)
 {
     *map = (struct sr_map){0};
-    if (size == 0 || size > INT64_MAX) return sr_fail(e, SR_E_INVALID, -EINVAL, "a block cannot have %llu bytes", (unsigned long long)size);
     SR_FD dir = sr_sys->openat(AT_FDCWD, SR_SHM_DIR, O_RDONLY | O_DIRECTORY, 0);
     if (dir < 0) return sr_fail(e, SR_E_SYSTEM, dir, SR_SHM_DIR " cannot be opened");
-    /* A name that is taken is found before the memory is filled; linkat decides. */
-    struct stat st;
-    if (sr_sys->fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0) return sr_fail(e, SR_E_EXISTS, -EEXIST, "the name is taken");
-    SR_FD fd = sr_sys->openat(dir, ".", O_TMPFILE | O_RDWR, mode);
-    if (fd < 0) return sr_fail(e, SR_E_SYSTEM, fd, "no file can be made in " SR_SHM_DIR);
-    int r = make(dir, name, fd, size, large, map, e);
-    if (r < 0) {
-        sr_sys_unmap(map);
-        return r;
-    }
-    take_name(dir, name, &fd, size, map);
-    return sr_sys_keep(&fd);
+    int r = sr_sys_shm_link(fd, dir, name);
+    if (r == -EEXIST) return sr_fail(e, SR_E_EXISTS, r, "the name is taken");
+    if (r < 0) return sr_fail(e, SR_E_SYSTEM, r, "the memory was there, but could not be named");
+    SR_FD named = open_named(fd, dir, name);
+    return named >= 0 && sr_posix_map(named, size, true, map, NULL) == 0 ? sr_sys_keep(&named) : fd;
 }
 
 static int collapse_one(unsigned char *at)

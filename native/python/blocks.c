@@ -14,7 +14,6 @@
 typedef struct {
     PyObject_HEAD
     struct sr_map map;
-    bool writable;
 } srp_block_map;
 
 static PyTypeObject *map_type;
@@ -29,34 +28,52 @@ static PyObject *raise_errno(const struct sr_error *e)
     return NULL;
 }
 
-static srp_block_map *map_new(bool writable)
+static srp_block_map *map_new(void)
 {
     srp_block_map *self = PyObject_New(srp_block_map, map_type);
     if (self == NULL) return NULL;
     self->map = (struct sr_map){0};
-    self->writable = writable;
     return self;
 }
 
-/* create(name, size, mode, large) -> (descriptor, BlockMap) */
+/* The descriptor with its mapping, or the error that took the place of the descriptor. */
+static PyObject *made(int fd, srp_block_map *map, const struct sr_error *e)
+{
+    if (fd >= 0) return Py_BuildValue("(iN)", fd, (PyObject *)map);
+    Py_DECREF((PyObject *)map);
+    return raise_errno(e);
+}
+
+/* create(size, mode, large) -> (descriptor, BlockMap) */
 static PyObject *blocks_create(PyObject *module, PyObject *args)
 {
     (void)module;
-    const char *name;
     unsigned long long size;
     unsigned mode;
     int large;
-    if (!PyArg_ParseTuple(args, "sKIp", &name, &size, &mode, &large)) return NULL;
-    srp_block_map *map = map_new(true);
+    if (!PyArg_ParseTuple(args, "KIp", &size, &mode, &large)) return NULL;
+    srp_block_map *map = map_new();
     if (map == NULL) return NULL;
     struct sr_error e = {0};
     int fd;
     Py_BEGIN_ALLOW_THREADS
-    fd = sr_posix_create(name, size, mode, large, &map->map, &e);
+    fd = sr_posix_create(size, mode, large, &map->map, &e);
     Py_END_ALLOW_THREADS
-    if (fd >= 0) return Py_BuildValue("(iN)", fd, (PyObject *)map);
-    Py_DECREF((PyObject *)map);
-    return raise_errno(&e);
+    return made(fd, map, &e);
+}
+
+/* publish(descriptor, name, size) -> (descriptor, BlockMap), of no bytes where the descriptor is the first one */
+static PyObject *blocks_publish(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd;
+    const char *name;
+    unsigned long long size;
+    if (!PyArg_ParseTuple(args, "isK", &fd, &name, &size)) return NULL;
+    srp_block_map *map = map_new();
+    if (map == NULL) return NULL;
+    struct sr_error e = {0};
+    return made(sr_posix_publish(fd, name, size, &map->map, &e), map, &e);
 }
 
 /* map_block(descriptor, size) -> BlockMap, read-write */
@@ -66,7 +83,7 @@ static PyObject *blocks_map(PyObject *module, PyObject *args)
     int fd;
     unsigned long long size;
     if (!PyArg_ParseTuple(args, "iK", &fd, &size)) return NULL;
-    srp_block_map *map = map_new(true);
+    srp_block_map *map = map_new();
     if (map == NULL) return NULL;
     struct sr_error e = {0};
     if (sr_posix_map(fd, size, true, &map->map, &e) == 0) return (PyObject *)map;
@@ -105,7 +122,7 @@ static void map_dealloc(PyObject *object)
 static int map_getbuffer(PyObject *object, Py_buffer *view, int flags)
 {
     srp_block_map *self = (srp_block_map *)object;
-    return PyBuffer_FillInfo(view, object, self->map.at, (Py_ssize_t)self->map.len, !self->writable, flags);
+    return PyBuffer_FillInfo(view, object, self->map.at, (Py_ssize_t)self->map.len, 0, flags);
 }
 
 static Py_ssize_t map_length(PyObject *object) { return (Py_ssize_t)((srp_block_map *)object)->map.len; }
@@ -136,6 +153,7 @@ static PyTypeObject *make_map_type(void)
 
 static PyMethodDef functions[] = {
     {"create", blocks_create, METH_VARARGS, NULL},
+    {"publish", blocks_publish, METH_VARARGS, NULL},
     {"map_block", blocks_map, METH_VARARGS, NULL},
     {"collapse", blocks_collapse, METH_VARARGS, NULL},
     {0},

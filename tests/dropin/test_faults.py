@@ -6,6 +6,7 @@ that a Python has it mended, the mark goes, and nothing else changes.
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -332,8 +333,8 @@ def test_the_habit_of_unregistering_does_no_harm(program, block_name) -> None:
     )
     creator.read()
     attacher = program(
-        f"from {OURS} import SharedMemory\nfrom multiprocessing import resource_tracker\nimport sys\n"
-        "b = SharedMemory(sys.argv[1])\nresource_tracker.unregister(b._name, 'shared_memory')\nb.close()",
+        "from sharedregion import shared_memory\nimport sys\n"
+        "b = shared_memory.SharedMemory(sys.argv[1])\nshared_memory.resource_tracker.unregister(b._name, 'shared_memory')\nb.close()",
         block_name,
     )
     assert attacher.end() == (0, "")
@@ -360,3 +361,176 @@ def test_memory_is_given_back_with_the_last_view() -> None:
     assert mapped()
     del part
     assert not mapped()
+
+
+@both("the mapping goes at close(), and what looks at it by its address looks at something else")
+def test_memory_stays_for_who_holds_the_view(module, block_name) -> None:
+    """torch.frombuffer keeps `buf` and looks at its memory: that stays until `buf` itself is let go, though released."""
+    block = importlib.import_module(module).SharedMemory(block_name, create=True, size=8 << 20)
+    held = block.buf
+    block.close()
+    block.unlink()
+    with pytest.raises(ValueError, match="released"):
+        held[0]
+
+    def mapped() -> bool:
+        return block_name in Path("/proc/self/maps").read_text()
+
+    assert mapped()
+    del held
+    assert not mapped()
+
+
+HANDING_OVER = """
+import sys, time
+from {module} import SharedMemory
+block = SharedMemory(sys.argv[1], create=True, size=100)
+print("made", flush=True)
+input()
+block.close()
+"""
+
+
+@both("the creator's tracker warns of a block that another program has unlinked")
+def test_a_block_may_be_unlinked_by_another_program(module, program, block_name) -> None:
+    """One program makes a block, an unrelated one takes it over and unlinks it: both end silently."""
+    creator = program(HANDING_OVER.format(module=module), block_name)
+    creator.read()
+    taker = program(
+        f"from {OURS} import SharedMemory\nimport sys\nb = SharedMemory(sys.argv[1])\nb.close()\nb.unlink()",
+        block_name,
+    )
+    assert taker.end() == (0, "")
+    creator.tell()
+    assert creator.end() == (0, "")
+
+
+@both("the creator's tracker unlinks whatever has the name by then")
+def test_a_name_that_others_have_taken_over_is_theirs(module, program, block_name) -> None:
+    """Unlinked and made anew by another program, which wants it to stay: the end of the first one leaves it."""
+    creator = program(HANDING_OVER.format(module=module), block_name)
+    creator.read()
+    other = program(
+        f"from {OURS} import SharedMemory\nimport sys\nSharedMemory(sys.argv[1]).unlink()\n"
+        "SharedMemory(sys.argv[1], create=True, size=200, track=False)",
+        block_name,
+    )
+    assert other.end() == (0, "")
+    creator.tell()
+    creator.end()
+    assert exists(block_name) and os.stat(f"/dev/shm/{block_name}").st_size == 200
+
+
+@both("a forked child starts a tracker of its own, which takes the child's end for the program's")
+@pytest.mark.parametrize("before", [True, False], ids=["while it runs", "after its end"])
+def test_a_forked_child_may_leave_its_block_to_its_parent(module, before) -> None:
+    """A child by fork makes a block, the parent attaches, before or after the child's end, and unlinks it: silently."""
+    code = (
+        f"import multiprocessing as mp, sys\nfrom {module} import SharedMemory\n"
+        "def child(pipe):\n    b = SharedMemory(create=True, size=100)\n    b.buf[0] = 7\n    pipe.send(b.name)\n    b.close()\n"
+        "context = mp.get_context('fork')\nmine, theirs = context.Pipe()\n"
+        "process = context.Process(target=child, args=(theirs,))\nprocess.start()\nname = mine.recv()\n"
+        f"if {before}:\n    b = SharedMemory(name)\n"
+        "process.join()\n"
+        # What the child's own tracker would do, it does when its pipe is closed: by now, or in a moment.
+        "import time\ntime.sleep(0.5)\n"
+        f"if not {before}:\n    b = SharedMemory(name)\n"
+        "assert b.buf[0] == 7\nb.close()\nb.unlink()"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# A program that kills itself at a moment of its own making of a block.
+DYING = """
+import importlib, os, signal, sys
+module = importlib.import_module(sys.argv[1])
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def then_kill(call):
+    def both(*arguments):
+        call(*arguments)
+        kill()
+    return both
+owner, step, after = {
+    "before it has its name": ("_blocks", "publish", False),
+    "when it has its name": ("_tracking", "watch", False),
+    "when it is registered": ("_tracking", "watch", True),
+    "when it is unlinked": ("_tracking", "forget", False),
+}[sys.argv[3]] if hasattr(module, "_tracking") else ("resource_tracker", "register", False)
+owner = getattr(module, owner)
+setattr(owner, step, then_kill(getattr(owner, step)) if after else kill)
+module.SharedMemory(sys.argv[2], create=True, size=3 << 20).unlink()
+"""
+
+
+def _dies(module: str, name: str, moment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", DYING, module, name, moment], capture_output=True, check=False
+    )
+    # The tracker holds the pipe of stderr: it has ended, too.
+    assert done.returncode == -signal.SIGKILL
+
+
+@both("a block has its name before its tracker knows of it")
+def test_a_creator_killed_before_it_registers_its_block(module, block_name) -> None:
+    """SIGKILL right after the block has appeared leaves none."""
+    _dies(module, block_name, "when it has its name")
+    assert not exists(block_name)
+
+
+@pytest.mark.parametrize("moment", ["before it has its name", "when it is registered", "when it is unlinked"])
+def test_a_creator_killed_between_other_steps(moment, block_name) -> None:
+    """SIGKILL between any two steps of making a block leaves none."""
+    _dies(OURS, block_name, moment)
+    assert not exists(block_name)
+
+
+CREATING = f"""
+import sys
+from {OURS} import SharedMemory
+print("ready", flush=True)
+n = 0
+while True:
+    block = SharedMemory(f"{{sys.argv[1]}}-{{n}}", create=True, size=100)
+    block.close()
+    block.unlink()
+    n += 1
+"""
+
+
+def test_a_creator_killed_at_any_time(program, block_name) -> None:
+    """Programs that make blocks all the time, killed at odd moments, leave none."""
+    for n in range(30):
+        one = program(CREATING, f"{block_name}-{n}")
+        one.read()
+        time.sleep(0.05 + 0.0007 * n)
+        one.kill()
+        one.process.communicate(timeout=60)
+    left = list(Path("/dev/shm").glob(f"{block_name}-*"))
+    for path in left:
+        path.unlink()
+    assert not left
+
+
+@both("the tracker is killed with the rest of its process group")
+def test_a_process_group_that_is_killed(module, program, block_name) -> None:
+    """SIGKILL to all of a job at once, as `timeout -s KILL` or a supervisor sends it: the tracker cleans up."""
+    creator = program(HANDING_OVER.format(module=module), block_name, start_new_session=True)
+    creator.read()
+    os.killpg(creator.process.pid, signal.SIGKILL)
+    creator.process.communicate(timeout=60)
+    assert until(lambda: not exists(block_name), 3)
+
+
+def test_who_replaces_register_keeps_blocks_from_being_registered(program, block_name) -> None:
+    """Programs that work around cpython#82300 by replacing register() leave their blocks to others, killed or not."""
+    creator = program(
+        "from multiprocessing import resource_tracker\nresource_tracker.register = lambda *_: None\n"
+        + HANDING_OVER.format(module=OURS),
+        block_name,
+    )
+    creator.read()
+    creator.kill()
+    assert creator.process.communicate(timeout=60)[1] == ""
+    assert exists(block_name)

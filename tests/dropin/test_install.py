@@ -134,6 +134,21 @@ def test_run_reaches_subprocesses_and_lets_sitecustomize_run(tmp_path) -> None:
     ]
 
 
+def test_a_python_that_does_not_say_which_module_is_missing() -> None:
+    """Python 2 reads our sitecustomize too, and its ImportError has no name: it goes on silently."""
+    code = (
+        "import builtins, importlib.util, sys\n"
+        "class Nameless(ImportError):\n    name = property()\n"
+        "standard = builtins.__import__\n"
+        "def old(name, *rest):\n    if name == 'sitecustomize':\n        raise Nameless\n    return standard(name, *rest)\n"
+        "builtins.__import__ = old\n"
+        "path = importlib.util.find_spec('sharedregion').submodule_search_locations[0] + '/_startup/sitecustomize.py'\n"
+        "exec(compile(open(path).read(), path, 'exec'), {'__file__': path})"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_run_with_an_interpreter_that_has_nothing_installed(tmp_path) -> None:
     """A virtual environment without this package and without NumPy gets the drop-in all the same."""
     venv.create(tmp_path / "empty", symlinks=True)
@@ -243,5 +258,20 @@ def test_collapse_leaves_holes_alone() -> None:
     os.truncate(f"/dev/shm/{block.name}", 6 << 20)
     (file,) = _collapse.collapse([block.name]).files
     assert (file.large, file.empty) == (1, 2) and file.memory_after == 2 << 20
+    block.close()
+    block.unlink()
+
+
+def test_collapse_looks_for_a_block_first(tmp_path, monkeypatch) -> None:
+    """A file of the current folder does not hide a block of its name; with a slash it is meant itself."""
+    block = shared_memory.SharedMemory(create=True, size=4096)
+    monkeypatch.chdir(tmp_path)
+    Path(block.name).mkdir()
+    (file,) = _collapse.collapse([block.name]).files
+    assert file.path == f"/dev/shm/{block.name}"
+    with pytest.raises(ValueError, match="no file"):
+        _collapse.collapse([f"./{block.name}"])
+    with pytest.raises(ValueError, match="no file"):
+        _collapse.collapse(["/dev/shm"])
     block.close()
     block.unlink()
