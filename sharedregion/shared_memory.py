@@ -293,6 +293,8 @@ class SharedMemory:
             )
         except FileExistsError as error:
             raise _taken(name) from error
+        except ValueError as error:
+            raise _error(errno.EINVAL, str(error), name) from error
         try:
             self._mmap = region.zeros(_REGION_OBJECT, size, "u1", mutable=True)
         except BaseException:

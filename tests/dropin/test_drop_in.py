@@ -521,12 +521,20 @@ def test_one_name_for_all_kinds(kind, block_name) -> None:
 
 
 @pytest.mark.root
+def test_what_a_block_without_a_file_cannot_be(kind) -> None:
+    """A name that has no room beside a region's own, and a size beyond all, are OSErrors as for other blocks."""
+    for name, size, number in (("n" * 240, 3 << 20, errno.EINVAL), ("n", 1 << 62, None)):
+        with pytest.raises(OSError) as caught:
+            shared_memory.SharedMemory(name, create=True, size=size, backend=kind)
+        assert number in (None, caught.value.errno)
+
+
+@pytest.mark.root
 def test_a_block_without_a_file_appears_whole(kind, block_name) -> None:
     """Between the making of its region and of the block in it, there is no block."""
-    with sharedregion.create(f"shm.{block_name}", size=4 << 20, backend=kind):
-        with pytest.raises(FileNotFoundError):
-            shared_memory.SharedMemory(block_name)
-        assert len(sharedregion.inventory.regions()) >= 1
+    region = sharedregion.create(f"shm.{block_name}", size=4 << 20, backend=kind)
+    with region, pytest.raises(FileNotFoundError):
+        shared_memory.SharedMemory(block_name)
 
 
 @pytest.mark.root

@@ -23,9 +23,6 @@ def child(queue):
     from multiprocessing.shared_memory import SharedMemory
     import multiprocessing.managers
     queue.put([SharedMemory.__module__, shared_memory.__name__, multiprocessing.managers.shared_memory.__name__])
-    context = mp.get_context(mp.get_start_method())
-    if not getattr(mp.current_process(), "daemon", False) and len(sys.argv) > 1:
-        pass
 
 def grandchild(queue):
     process = mp.get_context("spawn").Process(target=child, args=(queue,))
