@@ -102,8 +102,17 @@ def _filesystem(path: str) -> str | None:
     return found
 
 
+def _thread(pid: int) -> int:
+    """A thread of the process that shows its memory: the one that it is named after does not, once it has ended."""
+    threads = [pid]
+    with contextlib.suppress(OSError):
+        threads += map(int, os.listdir(f"/proc/{pid}/task"))
+    return next((one for one in threads if "VmPTE" in process_status(one)), pid)
+
+
 def _of_process(pid: int) -> list[_Opened]:
     """The shared memory of a process, each file once."""
+    pid = _thread(pid)
     opened: dict[tuple[int, int], _Opened] = {}
     refused: OSError | None = None
     for one in shared_memory_of(pid):
@@ -187,11 +196,12 @@ def collapse(targets: Iterable[str]) -> Report:
         # Memory of the hugetlb pool is in huge pages from the start.
         shmem = {key: one for key, one in opened.items() if one.stat.st_blksize < LARGE_PAGE}
         users = _users(set(shmem))
-        before = {pid: process_status(pid).get("VmPTE", 0) for pid in users}
+        threads = {pid: _thread(pid) for pid in users}
+        before = {pid: process_status(threads[pid]).get("VmPTE", 0) for pid in users}
         files = [_collapse_file(one) for one in shmem.values()]
         gains = []
         for pid, mapped in users.items():
-            after = process_status(pid).get("VmPTE")
+            after = process_status(threads[pid]).get("VmPTE")
             if after is None:
                 continue
             # Less than one large page has nothing to gain, wherever it lies.

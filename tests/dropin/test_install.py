@@ -272,3 +272,22 @@ def test_collapse_looks_for_a_block_first(tmp_path, monkeypatch) -> None:
         _collapse.collapse(["/dev/shm"])
     block.close()
     block.unlink()
+
+
+def test_collapse_of_a_program_whose_first_thread_has_ended(program: Callable, block_name) -> None:
+    """Its memory is found, and its tables, through the threads that are left."""
+    one = program(
+        "import ctypes, sys, threading, time\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "block = SharedMemory(sys.argv[1], create=True, size=8 << 20)\nblock.buf[:] = b'x' * len(block.buf)\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\nprint('ready', flush=True)\n"
+        "ctypes.CDLL(None).syscall(60, 0)",  # exit(2): of this thread alone
+        block_name,
+    )
+    one.read()
+    status = Path(f"/proc/{one.process.pid}/status")
+    while "VmPTE" in status.read_text():
+        pass
+    report = _collapse.collapse([str(one.process.pid)])
+    assert [file.path for file in report.files] == [f"/dev/shm/{block_name}"]
+    assert [gain.pid for gain in report.processes] == [one.process.pid]
+    assert report.processes[0].tables_after > 0
