@@ -135,8 +135,9 @@ static int resolve(struct pt_btf *btf, const unsigned char *file, size_t len, st
     btf->size_upid = found[S_upid]->size;
     btf->size_page = found[S_page]->size;
     /* What is read into buffers of fixed size must lie inside them. */
-    if (btf->size_xa_node > 2048 || btf->size_xa_node < btf->xa_node__slots + 8 || btf->size_upid > 64 ||
-        btf->size_page < 32 || btf->size_page > 4096 || btf->task_struct__mm > 65536 || btf->task_struct__thread_pid > 65536)
+    if (btf->size_xa_node > 2048 || btf->size_xa_node < btf->xa_node__slots + 16 * 8 || btf->size_xa_node <= btf->xa_node__shift ||
+        btf->size_upid > 64 || btf->size_page < 32 || btf->size_page > 4096 || btf->task_struct__mm > 65536 ||
+        btf->task_struct__thread_pid > 65536 || btf->task_struct__cred > 65536)
         return sr_fail(e, SR_E_UNAVAILABLE, 0, "this kernel's BTF gives sizes that cannot be true");
     return 0;
 }

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 
 struct slot {
-    uint64_t frame;          /* 0: free; frame 0 is never a table */
+    uint64_t frame;          /* with its lowest bit set; 0: free */
     uint32_t processes, links, memories;
     uint32_t last;           /* the memory that was last seen to reach it, plus 1 */
     int32_t share_count;     /* -1 unknown */
@@ -30,6 +30,7 @@ struct pt_table_set {
 
 static size_t slot_of(const struct pt_table_set *set, uint64_t frame)
 {
+    frame |= 1;
     size_t i = (size_t)((frame / SR_PAGE) * UINT64_C(0x9e3779b97f4a7c15) >> 20) & set->mask;
     while (set->slot[i].frame && set->slot[i].frame != frame) i = (i + 1) & set->mask;
     return i;
@@ -52,7 +53,7 @@ static int fill(struct pt_table_set *set, const struct pt_found *found, const bo
             if (l->table & PT_LINK_GONE) continue;
             struct slot *s = &set->slot[slot_of(set, pt_link_frame(l))];
             if (s->frame == 0) {
-                s->frame = pt_link_frame(l);
+                s->frame = pt_link_frame(l) | 1;
                 s->level = (uint8_t)pt_link_level(l);
                 s->share_count = -1;
             }

@@ -44,15 +44,21 @@ static bool add(struct pt_memory *mem, uint64_t frame, enum pt_level level, uint
     return true;
 }
 
-/* The VMA that lets the GiB at `va` share its PMD table, or NULL. */
-static const struct pt_vma *sharing_vma(const struct pt_memory *mem, uint64_t va)
+static const struct pt_vma *first_behind(const struct pt_memory *mem, uint64_t va)
 {
-    for (size_t i = 0; i < mem->vmas; i++) {
-        const struct pt_vma *v = &mem->vma[i];
-        if (v->start <= va && v->end >= va + SR_GIB)
-            return v->hugetlb && v->shared && (va - v->start + v->file_offset) % SR_GIB == 0 ? v : NULL;
+    size_t low = 0, high = mem->vmas;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if (mem->vma[mid].end <= va) low = mid + 1;
+        else high = mid;
     }
-    return NULL;
+    return low < mem->vmas ? &mem->vma[low] : NULL;
+}
+
+/* Whether all processes that map the GiB at `va` like this one share its PMD table. */
+static bool is_linked(const struct pt_vma *v, uint64_t va)
+{
+    return v && v->start <= va && v->end - va >= SR_GIB && v->hugetlb && v->shared && (va - v->start + v->file_offset) % SR_GIB == 0;
 }
 
 static uint64_t shared_frame(struct estimator *est, const struct pt_vma *v, uint64_t va)
@@ -78,8 +84,9 @@ static bool add_range(struct estimator *est, struct pt_memory *mem, const struct
     for (uint64_t va = sr_align_down(range->start, SR_GIB); va < range->end; va += SR_GIB) {
         if (last[PT_PMD] == va) continue;
         last[PT_PMD] = va;
-        const struct pt_vma *v = sharing_vma(mem, va);
-        if (!add(mem, v ? shared_frame(est, v, va) : invent(est), PT_PMD, va)) return false;
+        const struct pt_vma *v = first_behind(mem, va);
+        if (v && v->start <= va && v->gigantic) continue;    /* its entry lies in the PUD table */
+        if (!add(mem, is_linked(v, va) ? shared_frame(est, v, va) : invent(est), PT_PMD, va)) return false;
     }
     for (uint64_t va = sr_align_down(range->start, SR_LARGE_PAGE); va < range->end && !(range->categories & IS_HUGE); va += SR_LARGE_PAGE) {
         if (last[PT_PTE] == va) continue;
@@ -231,9 +238,12 @@ int pt_estimate(const struct pt_request *q, struct pt_found *found, struct sr_er
 {
     struct estimator est = {0};
     uint64_t start = sr_sys_now();
+    /* What is said here is said of whom the kernel lets the caller look at: the kernel is to decide that. */
+    int r = q->own_only ? pt_privilege_drop() : 0;
+    if (r < 0) return sr_fail(e, SR_E_SYSTEM, r, "privilege cannot be put aside");
     if (found->method == NULL) found->method = can_scan() ? "pagemap" : "status";
     found->pgd_bytes = (unsigned)SR_PAGE;
-    int r = pt_found_pids(q, found);
+    r = pt_found_pids(q, found);
     for (size_t i = 0; r == 0 && i < found->processes; i++) r = estimate_one(&est, q, found, &found->process[i]);
     if (r == 0) r = pt_count(NULL, q, found);
     free(est.shared);

@@ -51,8 +51,16 @@ static int own_pid(void)
     return (int)strtol(text, NULL, 10);
 }
 
+/* PROC_PID_INIT_INO, include/linux/proc_ns.h: the first pid namespace has had this number since 3.8. */
+static bool is_nested(void)
+{
+    struct stat st;
+    return sr_sys->fstatat(AT_FDCWD, "/proc/self/ns/pid", &st, 0) == 0 && st.st_ino != 0xEFFFFFFC;
+}
+
 int pt_found_pids(const struct pt_request *q, struct pt_found *found)
 {
+    found->nested = !q->image && is_nested();
     int *pids = NULL, own = q->image ? 0 : own_pid();
     size_t count = 0, asked = 0;
     int r = q->alone || q->image ? 0 : list_pids(&pids, &count);

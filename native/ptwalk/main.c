@@ -87,6 +87,13 @@ static int by_number(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static int by_file(const void *a, const void *b)
+{
+    const struct pt_region_file *x = a, *y = b;
+    if (x->dev != y->dev) return x->dev < y->dev ? -1 : 1;
+    return (x->ino > y->ino) - (x->ino < y->ino);
+}
+
 struct options { struct pt_request request; const char *method; bool version; };
 
 /* Options that name files or descriptors serve the tests; they are not for a caller who would read
@@ -136,6 +143,7 @@ static int read_arguments(struct options *o, int argc, char **argv, bool elevate
     for (size_t i = 0; i < q->pid_count; i++)
         if (kept == 0 || q->pids[kept - 1] != q->pids[i]) q->pids[kept++] = q->pids[i];
     q->pid_count = kept;
+    if (q->file_count) qsort(q->files, q->file_count, sizeof q->files[0], by_file);
     return 0;
 }
 

@@ -19,8 +19,14 @@ struct query {
 
 int pt_maps_region(const struct pt_request *q, uint64_t dev, uint64_t ino)
 {
-    for (size_t i = 0; i < q->file_count; i++)
-        if (q->files[i].dev == dev && q->files[i].ino == ino) return (int)q->files[i].region;
+    size_t low = 0, high = q->file_count;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        const struct pt_region_file *f = &q->files[mid];
+        if (f->dev == dev && f->ino == ino) return (int)f->region;
+        if (f->dev < dev || (f->dev == dev && f->ino < ino)) low = mid + 1;
+        else high = mid;
+    }
     return -1;
 }
 
@@ -72,6 +78,7 @@ static void take(int fd, const struct pt_request *q, struct pt_objects *objects,
     uint64_t least = objects ? SR_LARGE_PAGE : SR_GIB, page = SR_PAGE;
     if (v->shared && (v->region >= 0 || v->end - v->start >= least)) page = page_size(fd, v);
     v->hugetlb = page == SR_LARGE_PAGE;
+    v->gigantic = page == SR_GIB;
     if (objects == NULL) return;
     v->object = pt_objects_find(objects, v, name, length);
     struct pt_object *o = &objects->object[v->object];

@@ -22,7 +22,7 @@
 #include "x86_64.h"
 
 #define PTWALK_VERSION "0.1.0"
-#define PTWALK_SCHEMA 2
+#define PTWALK_SCHEMA 3
 
 /* --- what is asked ---------------------------------------------------------------------------- */
 
@@ -32,7 +32,7 @@ struct pt_request {
     size_t pid_count;
     const char **regions;    /* names, each once */
     size_t region_count;
-    struct pt_region_file *files;
+    struct pt_region_file *files;    /* sorted by device and inode */
     size_t file_count;
     bool leaves;             /* count the entries of the lowest level too */
     bool mappings;           /* say which mappings the tables serve */
@@ -68,7 +68,7 @@ struct pt_vma {
     int region;              /* -1: none */
     uint32_t object;         /* of the mapping; meaningless unless mappings were asked for */
     bool shared, writable;
-    bool hugetlb;            /* of 2 MiB pages */
+    bool hugetlb, gigantic;  /* of 2 MiB pages, of 1 GiB pages */
 };
 
 /* What is mapped: a file or shared memory object, told by device and inode; or one of those below,
@@ -162,6 +162,7 @@ struct pt_found {
     const char *remedy;             /* what would make it exact; NULL */
     uint64_t distinct;              /* bytes */
     uint64_t everyone;              /* the same of all that was looked at, asked for or not */
+    bool nested;                    /* there are processes beyond our pid namespace, which nothing here sees */
     uint64_t denied_bytes;          /* of those that may not be looked at, by the kernel's count; 0: not known */
     struct pt_objects objects;
     struct pt_process *process;     /* by pid */
@@ -253,6 +254,8 @@ struct pt_privilege { bool elevated; };
 int pt_privilege_enter(struct pt_privilege *p);
 /* Once a reader is open and proved: keeps what later steps need and no more. */
 void pt_privilege_settle(void);
+/* Of what its caller has not got, keeps nothing. */
+int pt_privilege_drop(void);
 /* Opens as the caller could have done it: without CAP_SYS_PTRACE. */
 int pt_privilege_open_plain(const char *path);
 

@@ -85,6 +85,9 @@ static void put_regions(const struct pt_request *q, const struct pt_memory *mem)
     putchar(']');
 }
 
+/* Anyone can make thousands of processes with one memory: each telling of all would fill any disk. */
+enum { SHARING_MAX = 64 };
+
 static void put_process(const struct pt_request *q, const struct pt_found *found, const struct pt_process *p)
 {
     const struct pt_memory *mem = &found->memory[p->memory];
@@ -104,14 +107,14 @@ static void put_process(const struct pt_request *q, const struct pt_found *found
     put_number("moving", mem->moving);
     printf(",\"estimate\":%s", walked && !mem->held_unknown ? "false" : "true");
     fputs(",\"shares_with\":[", stdout);
-    bool first = true;
-    for (size_t i = 0; mem->processes > 1 && i < found->processes; i++) {
+    unsigned told = 0, sharing = mem->processes - 1;
+    for (size_t i = 0; told < sr_min(sharing, SHARING_MAX) && i < found->processes; i++) {
         const struct pt_process *other = &found->process[i];
         if (other == p || other->state != PT_SEEN || other->memory != p->memory) continue;
-        printf(first ? "%d" : ",%d", other->pid);
-        first = false;
+        printf(told++ ? ",%d" : "%d", other->pid);
     }
     putchar(']');
+    put_number("shares_with_in_all", sharing);
     if (q->leaves)
         printf(",\"leaves\":{\"4k\":%llu,\"2m\":%llu,\"1g\":%llu,\"full_tables\":%llu}", (unsigned long long)mem->leaves[0],
                (unsigned long long)mem->leaves[1], (unsigned long long)mem->leaves[2], (unsigned long long)mem->full);
@@ -147,13 +150,15 @@ static void put_sharing(const struct pt_found *found)
            (unsigned long long)found->agree, (unsigned long long)found->more, (unsigned long long)found->less);
 }
 
-/* Told one by one: the costliest, and of each the ways in which it is mapped, up to a number. */
-enum { MAPPINGS_MAX = 1000, EXTENTS_MAX = 1024 };
+/* Told one by one: the costliest, and of each the ways in which it is mapped, up to a number, and up to
+ * another for all of them together. */
+enum { MAPPINGS_MAX = 1000, EXTENTS_MAX = 1024, EXTENTS_IN_ALL = 16384 };
 
 static const char *const kind_name[] = {"anonymous", "several", "upper", "unmapped", "hidden", "others", "file"};
 
 static void put_extents(const struct pt_objects *objects, uint32_t object)
 {
+    static size_t in_all;
     size_t low = 0, high = objects->extents, left_out = 0;
     while (low < high) {
         size_t mid = low + (high - low) / 2;
@@ -163,10 +168,11 @@ static void put_extents(const struct pt_objects *objects, uint32_t object)
     fputs(",\"extents\":[", stdout);
     for (size_t i = low; i < objects->extents && objects->extent[i].object == object; i++) {
         const struct pt_extent *x = &objects->extent[i];
-        if (i - low >= EXTENTS_MAX) {
+        if (i - low >= EXTENTS_MAX || in_all >= EXTENTS_IN_ALL) {
             left_out++;
             continue;
         }
+        in_all++;
         printf("%s{\"start_in_gib\":%llu,\"bytes\":%llu,\"file_offset\":%llu,\"writable\":%s,\"processes\":%u}", i > low ? "," : "",
                (unsigned long long)x->start, (unsigned long long)x->length, (unsigned long long)x->file_offset,
                x->writable ? "true" : "false", x->processes);
@@ -263,7 +269,7 @@ bool pt_report(const struct pt_request *q, struct pt_found *found)
     fputs(",\"remedy\":", stdout);
     if (found->remedy) put_text(found->remedy);
     else fputs("null", stdout);
-    printf(",\"scope\":\"%s\"", q->alone ? "asked" : q->own_only ? "own" : "all");
+    printf(",\"scope\":\"%s\"", q->alone ? "asked" : q->own_only ? "own" : found->nested ? "namespace" : "all");
     put_number("distinct_bytes", found->distinct);
     if (found->reader) put_sharing(found);
     printf(",\"looked_at\":{\"processes\":%zu,\"gone\":%zu,\"kernel_threads\":%zu,\"denied\":%zu,\"denied_bytes\":%llu,\"distinct_bytes\":%llu,\"microseconds\":%llu,\"entries_read_again\":%llu,\"entries_changed\":%llu}", looked, gone,

@@ -271,7 +271,7 @@ int pt_walk(struct pt_machine *m, struct pt_memory *mem, bool leaves)
         };
         int r = pt_fetch(m->reader, want, 3);
         if (r < 0) return r;
-        if (mm[0] != mem->mm || pgd != mem->pgd) return 0;
+        if (mm[0] != mem->mm || pgd != mem->pgd || pgd < m->direct || !sr_is_aligned(pgd, SR_PAGE)) return 0;
         r = walk_once(m, mem, leaves);
         if (r < 0) return r;
         want[0].to = &mm[1];

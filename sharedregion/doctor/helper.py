@@ -56,7 +56,7 @@ class Helper(Check):
             return self.found(LESS, error.message, evidence, [error.remedy] if error.remedy else ())
         evidence.append(f"used: {path}, version {found.version}")
         if found.method == "walk":
-            scope = "every process" if found.scope == "all" else "this user's processes"
+            scope = _SCOPES.get(found.scope, "this user's processes")
             return self.found(OK, f"page tables of {scope} are read exactly ({found.reader})", evidence)
         evidence.append(f"estimated ({found.method})" + (f": {found.why}" if found.why else ""))
         if "NoNewPrivs:\t1" in (read_text(scene.root, "proc/self/status") or ""):
@@ -70,6 +70,7 @@ class Helper(Check):
         return self.found(LESS, _ABSENT, evidence, install)
 
 
+_SCOPES = {"all": "every process", "namespace": "every process of this container"}
 _ABSENT = "page tables are only estimated: exact figures take root, or a helper with capabilities"
 
 

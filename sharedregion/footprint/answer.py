@@ -27,7 +27,7 @@ __all__ = [
     "parse",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class ProcessFootprint:
 
     `vm_pte_bytes` is the kernel's own count, which leaves out the PGD. `held_tables` (part of
     `tables.pte`) are put aside for the day a huge page is split. `moving` counts what would not hold
-    still while it was read; `shares_with` names the processes that have the very same memory (a child
-    between vfork and exec).
+    still while it was read; `shares_with` names processes that have the very same memory (a child
+    between vfork and exec), the first 64 of the `shares_with_in_all`.
     """
 
     pid: int
@@ -96,6 +96,7 @@ class ProcessFootprint:
     moving: int
     estimate: bool
     shares_with: tuple[int, ...]
+    shares_with_in_all: int
     regions: tuple[RegionFootprint, ...]
     leaves: LeafCounts | None = None
 
@@ -234,7 +235,8 @@ class Footprint:
 
     `method` is "walk" (page tables were read, by `reader`), "pagemap" or "status" (estimates: `why`
     says why, `remedy` what would make them exact). `scope` says at whom it looked to tell shared from
-    private: "all", or "own" for the caller's own processes alone. `share_count` compares the kernel's
+    private: "all", "namespace" for those of a pid namespace (a container's), beyond which there are others, or
+    "own" for the caller's own processes alone. `share_count` compares the kernel's
     share counts with the links that were found: `more` are tables that processes out of sight share.
     """
 
@@ -358,6 +360,7 @@ def _process(of: dict[str, Any], names: Sequence[str]) -> ProcessFootprint:
         moving=_number(of, "moving"),
         estimate=bool(of["estimate"]),
         shares_with=_pids(of, "shares_with"),
+        shares_with_in_all=_number(of, "shares_with_in_all"),
         regions=tuple(_region(region, names) for region in _objects(of, "regions")),
         leaves=leaves
         if leaves is None

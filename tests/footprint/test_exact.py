@@ -168,7 +168,7 @@ def test_the_whole_machine_is_read_from_the_root_that_is_given(tmp_path: Path) -
 
 def test_the_handshake_names_program_version_and_schema(ask: Callable[..., Any]) -> None:
     """`--version` is JSON by which a library knows whether it understands this helper."""
-    assert ask("--version") == {"name": "sharedregion-ptwalk", "version": "0.1.0", "schema": 2}
+    assert ask("--version") == {"name": "sharedregion-ptwalk", "version": "0.1.0", "schema": 3}
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,27 @@ def test_with_capabilities_of_its_own_it_shows_a_caller_their_own_processes_alon
     assert other not in {p["pid"] for p in everyone["processes"]}
 
 
+@pytest.mark.parametrize("method", ["pagemap", "status"])
+def test_an_estimate_with_capabilities_of_its_own_is_one_without(
+    worker: Callable[..., Any],
+    ask: Callable[..., Any],
+    nobody: tuple[str, ...],
+    public_copy: Callable[[], Path],
+    method: str,
+) -> None:
+    """Asked for an estimate, it looks with its caller's rights alone: other users' processes, names and addresses stay closed."""
+    copy, plain = public_copy(), public_copy()
+    grant(copy)
+    mine, other = worker("ready()", prefix=nobody).pid, worker("ready()").pid
+    closed = worker("import ctypes\nctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\nready()", prefix=nobody).pid
+    asked = ("--mappings", "--method", method, mine, other, closed, 1)
+    found = ask(*asked, prefix=nobody, path=str(copy))
+    assert (found["method"], found["denied"]) == (method, [1, *sorted([other, closed])])
+    assert [process["pid"] for process in found["processes"]] == [mine]
+    without = ask(*asked, prefix=nobody, path=str(plain))
+    assert (found["processes"], found["mappings"]) == (without["processes"], without["mappings"])
+
+
 @pytest.mark.usefixtures("exact")
 def test_a_process_with_two_uids_is_nobodys_own(
     worker: Callable[..., Any],
@@ -192,7 +213,7 @@ def test_it_writes_nothing(helper: str, tmp_path: Path) -> None:
         helper,
     ]
     answer = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True).stdout
-    assert json.loads(answer)["schema"] == 2
+    assert json.loads(answer)["schema"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace"]
     lines = [line for line in trace.read_text().splitlines() if "open" in line]
     assert lines

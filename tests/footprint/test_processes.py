@@ -60,11 +60,58 @@ def test_a_child_between_vfork_and_exec_shares_its_parents_memory(
         by_pid = {process.pid: process for process in found.processes}
         assert by_pid[child].shares_with == (parent.pid,)
         assert by_pid[parent.pid].shares_with == (child,)
+        assert by_pid[parent.pid].shares_with_in_all == 1
         assert by_pid[child].linked_bytes == by_pid[parent.pid].linked_bytes == found.distinct_bytes
         assert by_pid[child].private_bytes == 0
         assert by_pid[child].proportional_bytes * 2 == found.distinct_bytes
     finally:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("method", ["walk", "pagemap"])
+def test_in_a_pid_namespace_it_says_that_there_are_others(
+    ask: Callable[..., Any], helper: str, method: str
+) -> None:
+    """What a container's root sees is all of the container, not all of the machine, and is not called that."""
+    first = os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"
+    assert ask("--method", method, os.getpid())["scope"] == ("all" if first else "namespace")
+    inside = ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", 'sleep 100 & "$@"; kill $!', "sh")
+    found = ask("--method", method, prefix=inside)
+    assert found["scope"] == "namespace"
+    # The shell is 1, the sleep 2; the helper tells of everyone but itself.
+    assert [process["pid"] for process in found["processes"]] == [1, 2]
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_crowd_with_one_memory_does_not_name_itself_in_full_a_thousand_times(
+    worker: Callable[..., Any],
+) -> None:
+    """300 processes made by clone(CLONE_VM): each names 64 of the others, says how many there are, and all are one memory."""
+    code = (
+        "import ctypes, mmap\nlibc = ctypes.CDLL(None)\n"
+        "stacks = mmap.mmap(-1, 300 * 16384, flags=34)\nbase = ctypes.addressof(ctypes.c_char.from_buffer(stacks))\n"
+        # CLONE_VM | SIGCHLD; pause() returns never, and touches nothing of what it shares.
+        "pause = ctypes.cast(libc.pause, ctypes.c_void_p)\n"
+        "pids = [libc.clone(pause, ctypes.c_void_p(base + 16384 * (i + 1)), 0x100 | 17, None) for i in range(300)]\n"
+        "try: ready(*pids)\nfinally:\n    for pid in pids: os.kill(pid, 9)"
+    )
+    parent = worker(code)
+    children = [int(word) for word in parent.said[1:]]
+    assert len(children) == 300
+    try:
+        found = footprint(parent.pid, *children)
+    finally:
+        parent.stdin.close()
+        parent.wait()
+    everyone = {parent.pid, *children}
+    assert {process.pid for process in found.processes} == everyone
+    for process in found.processes:
+        assert process.shares_with_in_all == 300
+        assert len(set(process.shares_with)) == 64
+        assert set(process.shares_with) < everyone - {process.pid}
+        assert process.linked_bytes == found.distinct_bytes
+        assert (process.private_bytes, process.shared_bytes) == (0, found.distinct_bytes)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,31 @@ def test_the_estimate_finds_the_same_sharing(
         assert guess.regions == true.regions
 
 
+def test_pages_of_a_gib_have_no_tables_in_an_estimate_either(
+    worker: Callable[..., Any], pool: Callable[[int, int], None]
+) -> None:
+    """Their entries lie in the PUD table: the estimate is the kernel's own count, as it is for any other process."""
+    pool(1 << 30, 1)
+    fd = os.memfd_create("gigantic", os.MFD_HUGETLB | os.MFD_HUGE_1GB)
+    try:
+        os.ftruncate(fd, 1 << 30)
+        code = "import mmap\nm = mmap.mmap(int(sys.argv[1]), 1 << 30)\nm[0] = 1\nready()"
+        pid = worker(code, fd, pass_fds=[fd]).pid
+        for method in ("walk", "pagemap"):
+            found = footprint(pid, mappings=True, method=method)
+            (process,) = found.processes
+            assert process.linked_bytes == process.vm_pte_bytes + PAGE * process.tables.pgd
+            (mapping,) = [one for one in found.mappings if one.inode == os.fstat(fd).st_ino] or [None]
+            # What is one's own of it is at most the PUD table.
+            assert mapping is None or (mapping.page_size, mapping.pmd_links, mapping.pte_links) == (
+                1 << 30,
+                0,
+                0,
+            )
+    finally:
+        os.close(fd)
+
+
 def test_regions_are_told_apart_by_their_files(worker: Callable[..., Any], one: Callable[..., Any]) -> None:
     """A PTE table counts for a region only if nothing else lies in the 2 MiB that it covers."""
     code = (

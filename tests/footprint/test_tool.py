@@ -16,12 +16,12 @@ from sharedregion.footprint import footprint
 module = importlib.import_module("sharedregion.footprint.helper")
 
 GOOD = {
-    "schema": 2, "version": "0.1.0", "method": "status", "reader": None, "why": "w", "remedy": "r", "scope": "all",
+    "schema": 3, "version": "0.1.0", "method": "status", "reader": None, "why": "w", "remedy": "r", "scope": "all",
     "distinct_bytes": 8192, "looked_at": {"processes": 1},
     "processes": [{
         "pid": 7, "command": "x", "tables": {"pgd": 1, "p4d": 0, "pud": 0, "pmd": 0, "pte": 1}, "held_tables": 0,
         "linked_bytes": 8192, "private_bytes": 8192, "shared_bytes": 0, "proportional_bytes": 8192, "vm_pte_bytes": 4096,
-        "moving": 0, "estimate": True, "shares_with": [], "regions": [],
+        "moving": 0, "estimate": True, "shares_with": [], "shares_with_in_all": 0, "regions": [],
     }],
     "gone": [], "denied": [], "kernel_threads": [],
 }  # fmt: skip
@@ -171,7 +171,7 @@ def test_an_installed_copy_is_preferred_only_if_it_speaks_the_schema(
     copy = tmp_path / "ptwalk"
     monkeypatch.setattr(module, "INSTALLED", str(copy))
     monkeypatch.setattr(module, "_packaged", lambda: "/packaged")
-    for schema, expected in ((2, str(copy)), (1, "/packaged")):
+    for schema, expected in ((3, str(copy)), (1, "/packaged")):
         copy.write_text(f'#!/bin/sh\necho \'{{"name": "sharedregion-ptwalk", "schema": {schema}}}\'\n')
         copy.chmod(0o755)
         assert module.find_helper() == expected
