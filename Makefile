@@ -80,8 +80,9 @@ build-%/native/tests/ok: $(VENV)/.requirements $(SOURCES)
 	@$(BIN)/ninja -C build-$* --quiet native-tests > /dev/null
 	@touch $@
 
-asan: build-asan/native/tests/ok ## run the native tests under AddressSanitizer and UBSan
+asan: build-asan/native/tests/ok build ## run the native tests, and what feeds the helper hostile bytes, under AddressSanitizer and UBSan
 	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 native/tests/run build-asan
+	$(BIN)/pytest tests/footprint/test_image.py tests/footprint/test_hostile.py
 
 tsan: build-tsan/native/tests/ok ## run the native tests under ThreadSanitizer
 	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads members catalog damage

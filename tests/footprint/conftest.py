@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sharedregion.footprint import Footprint, find_helper, footprint
+from tests.sanitizers import sanitized
 
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
@@ -22,6 +23,12 @@ NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 @pytest.fixture(scope="session")
 def helper() -> str:
     return find_helper()
+
+
+@pytest.fixture(scope="session")
+def sanitized_helper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The helper under AddressSanitizer and UBSan: what is wrong in it ends it with exit code 1 and a report."""
+    return str(sanitized(tmp_path_factory.mktemp("sanitized") / "ptwalk", ["base", "sys", "ptwalk"]))
 
 
 @pytest.fixture(scope="session")

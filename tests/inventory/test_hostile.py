@@ -13,6 +13,7 @@ import pytest
 
 import sharedregion as sr
 from sharedregion import inventory
+from tests.sanitizers import sanitized
 
 SHM = Path("/dev/shm")
 CASES = 400
@@ -231,3 +232,12 @@ while True:
     for path in SHM.glob(f"sharedregion.{unique}.*"):
         path.unlink()
     assert states <= {"live", "idle", "orphaned", "corrupt"}
+
+
+def test_an_onlooker_reads_no_byte_out_of_place(tmp_path: Path) -> None:
+    """The native onlooker under sanitizers: thousands of damaged regions, and files cut and grown while it reads."""
+    rooms = ["base", "sys", "keeper", "backend", "region", "alloc", "catalog"]
+    program = sanitized(tmp_path / "onlook", rooms, "tests/onlook.c", "tests/support.c")
+    done = subprocess.run([program, "rounds=4000", "moving=500"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "were answered for in full" in done.stdout
