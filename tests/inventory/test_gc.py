@@ -1,10 +1,12 @@
 """gc takes all that the dead left, and nothing that anybody holds."""
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -221,6 +223,59 @@ def test_a_block_of_shared_memory_that_outlived_its_program(unique: str) -> None
     assert not path.exists()
 
 
+def processes_with(mark: str) -> dict[int, bytes]:
+    """pid -> command line of the processes in whose environment the mark is."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes()
+    return found
+
+
+def test_a_block_that_the_drop_in_left_in_use(unique: str, start: Callable[..., Any]) -> None:
+    """A program is killed whose block a stranger uses; its tracker leaves the name, and is killed too: gc's, once the stranger ends."""
+    name = f"{unique}-dropin"
+    code = (
+        "import os, signal, sys\nfrom sharedregion import shared_memory\n"
+        "block = shared_memory.SharedMemory(sys.argv[1], create=True, size=10000)\nblock.buf[:5] = b'hello'\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The standard library's, which knows nothing of marks.
+    stranger = (
+        "import sys\nfrom multiprocessing import shared_memory, resource_tracker\n"
+        "resource_tracker.register = lambda *a: None\nblock = shared_memory.SharedMemory(sys.argv[1])\n"
+        "assert bytes(block.buf[:5]) == b'hello'\nprint('ready', flush=True)\nsys.stdin.readline()"
+    )
+    os.environ["SHAREDREGION_TEST_MARK"] = unique
+    try:
+        program = start(code, name)
+    finally:
+        del os.environ["SHAREDREGION_TEST_MARK"]
+    user = start(stranger, name)
+    assert mine(unique) == []
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert program.wait() == -signal.SIGKILL
+    while not SHM.joinpath(name).stat().st_mode & stat.S_ISVTX:
+        time.sleep(0.01)
+    # What waits for the stranger's end is the tracker, or what it split off.
+    while waiting := processes_with(f"SHAREDREGION_TEST_MARK={unique}"):
+        for pid, command in waiting.items():
+            assert b"resource_tracker" in command
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert mine(unique) == []
+    user.stdin.write("\n")
+    user.stdin.flush()
+    assert user.wait() == 0
+    (left,) = mine(unique, dry_run=True)
+    assert (left.kind, left.name, left.files, left.reclaimed) == ("block", name, (name,), False)
+    assert left.bytes >= 10000
+    assert [one.reclaimed for one in mine(unique)] == [True]
+    assert not SHM.joinpath(name).exists()
+
+
 def test_files_of_others_in_dev_shm_are_no_leftovers(unique: str) -> None:
     """Whatever they are called: gc knows its own kinds, and no directory, link or pipe is one."""
     names = [
@@ -249,11 +304,12 @@ def test_files_of_others_in_dev_shm_are_no_leftovers(unique: str) -> None:
 
 
 def test_gc_beside_hosts_that_come_and_go(unique: str, start: Callable[..., Any]) -> None:
-    """Two processes make, replace and close regions as fast as they can, and never miss one to gc."""
+    """Two processes make, replace and close regions as fast as they can, all the while, and never miss one to gc."""
     code = (
-        "import sys, logging\nimport sharedregion as sr\nlogging.disable()\nprint('ready', flush=True)\n"
-        "name, persist = sys.argv[1:3]\nsys.stdin.readline()\n"
-        "for i in range(150):\n"
+        "import itertools, logging, select, sys\nimport sharedregion as sr\nlogging.disable()\nprint('ready', flush=True)\n"
+        "name, persist = sys.argv[1:3]\n"
+        "for i in itertools.count():\n"
+        "    if i >= 150 and select.select([sys.stdin], [], [], 0)[0]: break\n"
         "    with sr.create(name, size='64 KiB', backend='shm', replace=bool(i % 2), persist=persist == 'persist') as r:\n"
         "        r['x'] = i\n"
         "        with sr.attach(name) as other: assert other['x'] == i\n"
@@ -265,16 +321,16 @@ def test_gc_beside_hosts_that_come_and_go(unique: str, start: Callable[..., Any]
         "print('done', flush=True)\n"
     )
     hosts = [start(code, f"{unique}-{persist}", persist) for persist in ("persist", "not")]
-    for one in hosts:
-        one.stdin.write("\n")
-        one.stdin.flush()
-    rounds = 0
-    while any(one.poll() is None for one in hosts):
+    # The hosts go on until they are told: the collector has all its rounds beside them.
+    for _ in range(30):
         inventory.collect()
         inventory.regions()
-        rounds += 1
+        assert [one.poll() for one in hosts] == [None, None]
+    for one in hosts:
+        one.stdin.close()
+    while any(one.poll() is None for one in hosts):
+        inventory.collect()
     assert [one.returncode for one in hosts] == [0, 0]
-    assert rounds > 3
     assert mine(unique) == []
     assert files(unique) == []
 
