@@ -37,6 +37,7 @@ __all__ = [
     "objects",
     "region",
     "regions",
+    "users",
     "why_alone",
 ]
 
@@ -561,6 +562,17 @@ def _priced(found: list[MemberInfo], look: _Look, footprints: bool) -> list[Memb
         else member
         for member in found
     ]
+
+
+def users(name: str) -> tuple[list[File], list[int]]:
+    """The files that a region's memory is made of, and the processes that have any of them mapped.
+
+    Whoever may not be looked at is left out. RegionNotFound, RegionDenied, RegionCorrupt.
+    """
+    listed = _look(name).head()["files"]
+    files = list(zip(listed[::2], listed[1::2], strict=True))
+    seen = _Seen(files)
+    return files, sorted({pid for file in files for pid in seen.users(file)})
 
 
 # --- what the dead left ----------------------------------------------------------------------------

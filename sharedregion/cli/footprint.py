@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 
 import click
 
-import sharedregion as sr
+from sharedregion import inventory
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
 
@@ -56,8 +55,8 @@ def footprint(
 ) -> int:
     """Show page tables: of processes, of all that have a region mapped, or of all that can be seen.
 
-    linked: all tables that a process reaches. private: those that it alone reaches. proportional:
-    each table divided by the processes that reach it. Then: which files and shared memory objects
+    linked: all tables that a process reaches. private: those that it alone reaches. shared: those that
+    others reach too. proportional: each table divided by the processes that reach it. Then: which files and shared memory objects
     they serve (once: a table that several reach counted once), and how much of the machine's
     PageTables they are. The exit code is 1 if a process that was named is gone or not yours to see.
     """
@@ -67,26 +66,24 @@ def footprint(
     chosen = pids
     if user is not None or command is not None:
         chosen = _choose(user, command)
-    with contextlib.ExitStack() as stack:
-        regions = []
-        for name in names:
-            region = stack.enter_context(contextlib.closing(sr.attach(name)))
-            regions.append((name, region._segments()))
-        # Who has a region mapped is found by looking at everyone.
-        found = look(*([] if names else chosen), regions=regions, leaves=leaves, mappings=True)
-    shown = [one for one in found.processes if not names or one.pid in pids or _uses(one)]
-    missing = _missing(found, pids if targets else chosen, shown)
+    regions = []
+    for name in names:
+        files, mapped = inventory.users(name)
+        regions.append((name, files))
+        chosen = chosen + mapped
+    if names and not chosen:
+        raise ValueError(f"no process that can be seen has {' or '.join(names)} mapped")
+    found = look(*chosen, regions=regions, leaves=leaves, mappings=True)
+    missing = _missing(found, pids if targets else chosen)
     advice = found.advice() if advised else ()
     if as_json:
         document = found.to_dict()
-        keep = {one.pid for one in shown}
-        document["processes"] = [one for one in document["processes"] if one["pid"] in keep]
         if advised:
             document["advice"] = [one.to_dict() for one in advice]
         render.print_json(document)
     else:
         # Who names processes wants all of them, in their order; who looks around wants the costliest.
-        _show(found, shown, leaves, top if top is not None else 0 if targets else 20, not (targets or chosen))
+        _show(found, leaves, top if top is not None else 0 if targets else 20, not chosen)
         for why, which in missing.items():
             render.line(f"{why}: {_some(which)}.")
         if advised:
@@ -95,11 +92,9 @@ def footprint(
     return 1 if missing and targets else 0
 
 
-def _missing(
-    found: Footprint, wanted: Sequence[int], shown: Sequence[ProcessFootprint]
-) -> dict[str, list[int]]:
+def _missing(found: Footprint, wanted: Sequence[int]) -> dict[str, list[int]]:
     """Those of `wanted` that cannot be shown, by the reason."""
-    left = set(wanted) - {one.pid for one in shown}
+    left = set(wanted) - {one.pid for one in found.processes}
     reasons = {
         "not yours to see": set(found.denied),
         "kernel threads, which have no page tables of their own": set(found.kernel_threads),
@@ -123,11 +118,6 @@ def _choose(user: str | None, command: str | None) -> list[int]:
     return chosen
 
 
-def _uses(process: ProcessFootprint) -> bool:
-    # This process has them mapped too, to learn what they are made of.
-    return bool(process.regions) and process.pid != os.getpid()
-
-
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 'es' if word.endswith('s') else 's'}"
 
@@ -135,17 +125,18 @@ def _plural(count: int, word: str) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def _show(
-    found: Footprint, shown: Sequence[ProcessFootprint], leaves: bool, top: int, everyone: bool
-) -> None:
+def _show(found: Footprint, leaves: bool, top: int, everyone: bool) -> None:
+    shown = found.processes
     ordered = sorted(shown, key=lambda one: -one.proportional_bytes) if top else list(shown)
     first = ordered[:top] if top else ordered
-    columns = ["pid", "command", "linked", "private", "proportional"]
+    columns = ["pid", "command", "linked", "private", "shared", "proportional"]
     columns += ["4k", "2m", "1g"] if leaves else []
     rows = []
     for one in first:
         row = [str(one.pid), one.command]
-        row += [render.amount(size) for size in (one.linked_bytes, one.private_bytes, one.proportional_bytes)]
+        row += map(
+            render.amount, (one.linked_bytes, one.private_bytes, one.shared_bytes, one.proportional_bytes)
+        )
         if leaves:
             counts = [] if one.leaves is None else [one.leaves.small, one.leaves.large, one.leaves.huge]
             row += [str(count) for count in counts] or ["-"] * 3

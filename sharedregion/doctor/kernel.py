@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 
 from sharedregion._kernel import config
@@ -79,7 +80,7 @@ class Msharefs(Check):
                 LESS,
                 "msharefs is mounted without the sticky bit: any user can remove another's regions",
                 evidence,
-                [scene.as_root(f"chmod 1777 {seen.path}")],
+                [scene.as_root(f"chmod 1777 {shlex.quote(seen.path)}")],
             )
         candidate = scene.candidate("msharefs")
         if not candidate.usable:

@@ -106,8 +106,8 @@ def advise(
     least_bytes: int = LEAST_BYTES,
     least_share: float = LEAST_SHARE,
 ) -> tuple[Advice, ...]:
-    """Advice on each mapping of several processes whose tables take more than `least_bytes`, or more than
-    `least_share` of the machine's memory; the costliest first.
+    """Advice on each shared mapping, and each private one of a file in several processes, whose tables take
+    more than `least_bytes`, or more than `least_share` of the machine's memory; the costliest first.
 
     `found` must have been looked at with `mappings=True`, else ValueError. `facts` are of the machine that
     it was found on; by default, this one.
@@ -122,7 +122,7 @@ def advise(
     for mapping in found.mappings:
         cost = mapping.distinct_bytes
         dear = cost > least_bytes or (memory is not None and cost > least_share * memory)
-        if mapping.kind == "file" and mapping.processes > 1 and dear:
+        if mapping.kind == "file" and (mapping.shared or mapping.processes > 1) and dear:
             advice.append(_advice(found, facts, mapping))
     return tuple(sorted(advice, key=lambda one: -one.cost_bytes))
 

@@ -199,7 +199,7 @@ def test_an_ordinary_user_is_told_what_is_not_theirs(as_nobody: Callable[..., st
 def test_json_holds_all_that_the_text_shows() -> None:
     """Processes, mappings and the machine's PageTables; advice where it is asked for."""
     found = answer("--all", "--advice")
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     machine = found["machine"]
     assert machine["page_tables_bytes"] == machine["seen_bytes"] + machine["kernel_bytes"]
     assert sum(mapping["distinct_bytes"] for mapping in found["mappings"]) == found["distinct_bytes"]

@@ -256,10 +256,13 @@ def test_only_what_is_dear_is_advised_on(tables: int, memory: int | None, wanted
     assert len(advise(found(one), facts(memory_total=memory))) == wanted
 
 
-def test_private_memory_and_lone_users_are_no_matter_of_sharing() -> None:
-    """A heap, or a file that one process maps, however large: no advice on sharing."""
+def test_private_memory_of_one_process_is_no_matter_of_sharing() -> None:
+    """A heap, or a file that one process maps for itself, however large: no advice. Shared memory has it with one user too."""
     assert advise(found(mapping(kind="anonymous", name="")), facts()) == ()
-    assert advise(found(mapping(processes=1, gib=300)), facts()) == ()
+    lone = mapping(processes=1, gib=300)
+    assert advise(found(dataclasses.replace(lone, shared=False)), facts()) == ()
+    (advice,) = advise(found(lone), facts())
+    assert (advice.mapping, advice.cost_bytes) == (lone, lone.distinct_bytes)
 
 
 def test_the_costliest_comes_first_and_totals_leave_the_others_alone() -> None:
