@@ -32,6 +32,7 @@ __all__ = [
     "ObjectInfo",
     "RegionInfo",
     "collect",
+    "files",
     "leftovers",
     "members",
     "objects",
@@ -573,6 +574,20 @@ def users(name: str) -> tuple[list[File], list[int]]:
     files = list(zip(listed[::2], listed[1::2], strict=True))
     seen = _Seen(files)
     return files, sorted({pid for file in files for pid in seen.users(file)})
+
+
+def files() -> dict[File, str]:
+    """What files belong to which region: "region NAME: data". Those of regions that cannot be read are left out."""
+    found = {}
+    for name in _names():
+        with contextlib.suppress(SharedRegionError, ValueError):
+            listed = _look(name).head()["files"]
+            pairs = list(zip(listed[::2], listed[1::2], strict=True))
+            if catalog := _stat(_PREFIX + name + _CATALOG):
+                pairs.insert(2, (catalog.st_dev, catalog.st_ino))
+            for file, part in zip(pairs, ("data", "members", "catalog", "msharefs"), strict=False):
+                found[file] = f"region {name}: {part}"
+    return found
 
 
 # --- what the dead left ----------------------------------------------------------------------------

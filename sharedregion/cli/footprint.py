@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -83,11 +83,12 @@ def footprint(
         render.print_json(document)
     else:
         # Who names processes wants all of them, in their order; who looks around wants the costliest.
-        _show(found, leaves, top if top is not None else 0 if targets else 20, not chosen)
+        ours = inventory.files()
+        _show(found, leaves, top if top is not None else 0 if targets else 20, not chosen, ours)
         for why, which in missing.items():
             render.line(f"{why}: {_some(which)}.")
         if advised:
-            _show_advice(advice)
+            _show_advice(advice, ours)
     # Who is chosen by a rule may end at any time; who is named is missed.
     return 1 if missing and targets else 0
 
@@ -125,7 +126,9 @@ def _plural(count: int, word: str) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def _show(found: Footprint, leaves: bool, top: int, everyone: bool) -> None:
+def _show(
+    found: Footprint, leaves: bool, top: int, everyone: bool, ours: Mapping[tuple[int, int], str]
+) -> None:
     shown = found.processes
     ordered = sorted(shown, key=lambda one: -one.proportional_bytes) if top else list(shown)
     first = ordered[:top] if top else ordered
@@ -148,7 +151,7 @@ def _show(found: Footprint, leaves: bool, top: int, everyone: bool) -> None:
         render.line(f"and {_plural(len(rest), 'other')}: {kept} (--top 0 shows all)")
     _show_regions(shown)
     if found.mappings:
-        _show_mappings(found)
+        _show_mappings(found, ours)
     render.line()
     _show_total(found, everyone)
 
@@ -161,7 +164,8 @@ def _show_regions(shown: Sequence[ProcessFootprint]) -> None:
     ]
     if of_regions:
         render.line()
-        render.table(["region", "pid", "linked", "private"], of_regions, right=["pid", "linked", "private"])
+        columns = ["region", "pid", "linked", "private"]
+        render.table(columns, of_regions, right=columns[1:], cut=["region"])
 
 
 # --- what the tables are for ----------------------------------------------------------------------
@@ -170,9 +174,15 @@ def _show_regions(shown: Sequence[ProcessFootprint]) -> None:
 _MAPPINGS = 12
 
 
-def _mapping_row(mapping: MappingFootprint) -> list[str]:
+def _label(mapping: MappingFootprint, ours: Mapping[tuple[int, int], str]) -> str:
+    """Regions by their names: the kernel knows their files as "/dev/shm/#739530 (deleted)"."""
+    major, _, minor = mapping.device.partition(":")
+    return ours.get((os.makedev(int(major), int(minor)), mapping.inode), mapping.label)
+
+
+def _mapping_row(mapping: MappingFootprint, ours: Mapping[tuple[int, int], str]) -> list[str]:
     return [
-        mapping.label,
+        _label(mapping, ours),
         mapping.memory if mapping.kind == "file" else "",
         str(mapping.processes) if mapping.processes else "",
         render.amount(mapping.linked_bytes),
@@ -180,9 +190,9 @@ def _mapping_row(mapping: MappingFootprint) -> list[str]:
     ]
 
 
-def _show_mappings(found: Footprint) -> None:
+def _show_mappings(found: Footprint, ours: Mapping[tuple[int, int], str]) -> None:
     first, rest = found.mappings[:_MAPPINGS], found.mappings[_MAPPINGS:]
-    rows = [_mapping_row(mapping) for mapping in first]
+    rows = [_mapping_row(mapping, ours) for mapping in first]
     if rest:
         sums = [sum(getattr(one, key) for one in rest) for key in ("linked_bytes", "distinct_bytes")]
         rows.append(
@@ -253,21 +263,21 @@ def trust(found: Footprint) -> str:
 # --- what would be cheaper ------------------------------------------------------------------------
 
 
-def _show_advice(advice: Sequence[Advice]) -> None:
+def _show_advice(advice: Sequence[Advice], ours: Mapping[tuple[int, int], str]) -> None:
     render.line()
     render.heading("Advice")
     if not advice:
         render.line("No shared mapping costs more than 64 MiB or 5 % of memory in page tables.")
     for one in advice:
-        _show_one(one)
+        _show_one(one, ours)
 
 
-def _show_one(one: Advice) -> None:
+def _show_one(one: Advice, ours: Mapping[tuple[int, int], str]) -> None:
     mapping = one.mapping
     part = "" if one.share_of_memory is None else f", {one.share_of_memory:.1%} of memory"
     what = f" ({one.program})" if one.program else ""
     render.line(
-        f"{mapping.label}: {format_size(mapping.bytes)} of {mapping.memory} memory{what} in "
+        f"{_label(mapping, ours)}: {format_size(mapping.bytes)} of {mapping.memory} memory{what} in "
         f"{_plural(mapping.processes, 'process')}. Its page tables take {format_size(one.cost_bytes)}{part}."
     )
     render.line()

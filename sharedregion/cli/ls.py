@@ -139,5 +139,7 @@ def _objects(name: str, as_json: bool) -> int:
             for found in objects
         ],
         right=["bytes", "version", "pins"],
+        cut=["name"],
+        optional=["dtype", "version"],
     )
     return 0

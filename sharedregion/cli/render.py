@@ -86,24 +86,28 @@ def _console(stderr: bool = False) -> Console:
     return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, soft_wrap=False, markup=False)
 
 
+def _paragraph(text: str, style: str = "", *, stderr: bool = False) -> None:
+    console = _console(stderr)
+    if console.is_terminal:
+        console.print(Text(printable(text), style=style))
+    else:
+        # A file or a pipe has no width; whoever searches it wants whole lines.
+        (sys.stderr if stderr else sys.stdout).write(printable(text) + "\n")
+
+
 def heading(text: str) -> None:
     """A line that starts a part of the output."""
-    _console().print(Text(printable(text), style="bold"))
+    _paragraph(text, "bold")
 
 
 def line(text: str = "") -> None:
     """A paragraph, wrapped at the width of the terminal."""
-    console = _console()
-    if console.is_terminal:
-        console.print(Text(printable(text)))
-    else:
-        # A file or a pipe has no width; whoever searches it wants whole lines.
-        sys.stdout.write(printable(text) + "\n")
+    _paragraph(text)
 
 
 def note(text: str) -> None:
     """Something said on the way, on stderr: stdout holds results alone."""
-    sys.stderr.write(printable(text) + "\n")
+    _paragraph(text, stderr=True)
     sys.stderr.flush()
 
 
@@ -151,8 +155,8 @@ def table(
     sys.stdout.write("".join(text.rstrip() + "\n" for text in capture.get().splitlines()))
 
 
-#: As short as a cell of a column in `cut` may get.
-_LEAST = 24
+#: As short as a cell of a column in `cut` may get, before other columns go and after.
+_LEAST, _SHORTEST = 24, 8
 
 
 def shorten(text: str, room: int) -> str:
@@ -175,20 +179,29 @@ def _fitting(
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """Columns and rows that fit, and the names of the columns that had to go."""
     wide = {
-        name: max([cell_len(name), *(cell_len(row[i]) for row in rows)]) for i, name in enumerate(columns)
+        # An empty column takes a place, too.
+        name: max([1, cell_len(name), *(cell_len(row[i]) for row in rows)])
+        for i, name in enumerate(columns)
     }
     hidden: list[str] = []
 
     def over() -> int:
         return sum(wide.values()) + 2 * (len(wide) - 1) - width
 
-    for name in cut:
-        wide[name] = max(min(wide[name], _LEAST), wide[name] - max(0, over()))
+    whole = {name: wide[name] for name in cut}
+
+    def fit(least: int) -> None:
+        for name in cut:
+            wide[name] = min(whole[name], max(least, wide[name] - over()))
+
+    fit(_LEAST)
     for name in optional:
         if over() <= 0:
             break
         if wide.pop(name, None) is not None:
             hidden.append(name)
+    # What a column that went has left over is theirs; or else they have to be shorter still.
+    fit(_LEAST if over() <= 0 else _SHORTEST)
     kept = [i for i, name in enumerate(columns) if name in wide]
     fitted = [
         [shorten(row[i], wide[columns[i]]) if columns[i] in cut else row[i] for i in kept] for row in rows

@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
+import sharedregion as sr
 import sharedregion.cli
+from sharedregion import inventory
 from sharedregion._kernel.facts import gather
 from sharedregion.cli import app, render
 from sharedregion.errors import RegionExists, RegionNotFound, SharedRegionError
@@ -227,3 +229,66 @@ def test_remedies_at_a_terminal_are_commands() -> None:
     assert "(" not in said
     kept = render.error_line(RegionNotFound("there is no region 'x'", "look at /dev/shm"))
     assert kept.endswith("look at /dev/shm")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_long_names_break_no_row_of_any_verb(unique: str, columns: int) -> None:
+    """A region and an object with long names: its row in ls, ps and footprint is one line, as wide as the terminal at most."""
+    name = f"{unique}-{'of-the-training-set-' * 3}2026"
+    pid = str(os.getpid())
+    with sr.create(name, size="64 MiB", backend="shm") as region:
+        region["an object / " * 20 + "end"] = bytes(5 << 20)
+        for arguments, start, words in (
+            (["ls"], "test-", ["2026", "live", "64 MiB", "own"]),
+            (["ls", name], "an ", ["end", "bytes", "5 MiB"]),
+            (["ps"], "test-", ["2026", pid, "write"]),
+            (["footprint", name], "test-", ["2026", pid]),
+        ):
+            done = run(*arguments, env={**os.environ, "COLUMNS": str(columns)})
+            assert done.returncode == 0
+            rows = [line for line in done.stdout.splitlines() if line.startswith(start)]
+            (row,) = [row for row in rows if all(word in row for word in words)]
+            assert len(row) <= columns
+
+
+@pytest.mark.parametrize(
+    ("width", "columns", "room"),
+    [
+        (120, 4, 60),
+        (113, 4, 60),
+        (80, 4, 27),
+        (77, 4, 24),
+        (76, 3, 45),
+        (70, 3, 39),
+        (54, 2, 45),
+        (30, 2, 21),
+        (17, 2, 8),
+    ],
+)
+def test_columns_give_way_before_rows_break(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, columns: int, room: int
+) -> None:
+    """Names lose their middle down to 24 places, then columns go, what is free names get back, then they are shorter still."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [["n" * 60, "1" * 20, "2" * 20, "600 MiB"], ["short", "1", "2", "1 B"]]
+    names = ["name", "first", "second", "size"]
+    render.table(names, rows, ["size"], cut=["name"], optional=["first", "second"], quiet=True)
+    head, long, short = capsys.readouterr().out.splitlines()
+    assert head.split() == [name for name in names if name not in names[1 : 5 - columns]]
+    assert len(long.split()[0]) == room
+    assert len(head) == len(long) == len(short) <= width
+
+
+def test_files_of_regions_are_called_by_the_regions_name(unique: str) -> None:
+    """The kernel calls them "/dev/shm/#12345 (deleted)", which tells nobody what they are."""
+    with sr.create(unique, size="64 MiB", backend="shm") as region:
+        region["x"] = bytes(32 << 20)
+        held = region["x"]
+        assert held[-1] == 0
+        assert sum(held[::4096]) == 0
+        shown = run("footprint", unique).stdout
+        assert f"region {unique}: data" in shown
+        assert sorted(inventory.files()[file].rpartition(": ")[2] for file in region._segments()) == [
+            "data",
+            "members",
+        ]
