@@ -464,6 +464,26 @@ def test_a_kernel_whose_types_lack_a_field_is_refused_by_name(look: Callable[...
     assert [process["estimate"] for process in found["processes"]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("struct_", "size", "fields"),
+    [
+        ("xa_node", 600, {"shift": 601, "slots": 24}), ("xa_node", 2048, {"shift": 0, "slots": 2032}),
+        ("xa_node", 4096, {"shift": 0, "slots": 24}), ("xa_node", 30, {"shift": 0, "slots": 24}),
+        ("task_struct", 4096, {**STRUCTS["task_struct"][1], "cred": 1 << 28}),
+        ("task_struct", 4096, {**STRUCTS["task_struct"][1], "mm": 1 << 28}),
+        ("page", 8, {"lru": 8}), ("page", 1 << 20, {"lru": 8}), ("upid", 4096, {"nr": 0, "ns": 8}),
+    ],
+)  # fmt: skip
+def test_types_that_cannot_be_true_are_refused(
+    look: Callable[..., Any], struct_: str, size: int, fields: dict[str, int]
+) -> None:
+    """Sizes and places by which something would be read beyond its end: nothing is read by them."""
+    lying = {**STRUCTS, struct_: (size, fields, STRUCTS[struct_][2])}
+    done = look(draw(4), "200", types=btf(lying))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"sizes that cannot be true" in done.stderr
+
+
 @pytest.mark.parametrize("what", ["image", "btf"])
 def test_broken_bytes_give_an_answer_or_an_error(look: Callable[..., Any], what: str) -> None:
     """300 images and type descriptions with wrong bytes, or cut off: never a crash, a hang or half an answer."""
