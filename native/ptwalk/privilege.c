@@ -54,12 +54,8 @@ int pt_privilege_enter(struct pt_privilege *p)
 
 void pt_privilege_settle(void) { keep(LASTING); }
 
-int pt_privilege_drop(void)
-{
-    int r = keep(0);
-    /* Nothing is left that could be taken from it, and it needs its own /proc/self. */
-    return r < 0 ? r : sr_sys->prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-}
+/* Its caller may not look into it afterwards either: a walk that failed has left kernel addresses on the heap. */
+int pt_privilege_drop(void) { return keep(0); }
 
 static int effective(uint64_t caps)
 {

@@ -333,3 +333,40 @@ def test_processes_of_a_region_are_found(unique: str) -> None:
         assert os.getpid() in {process["pid"] for process in found["processes"]}
         (mine,) = [process for process in found["processes"] if process["pid"] == os.getpid()]
         assert [one["region"] for one in mine["regions"]] == [unique]
+
+
+def test_a_region_that_nobody_has_mapped_is_said_to_be_so(unique: str) -> None:
+    """One that persists without a member: no figures of everybody else in its place, and it stays as it is."""
+    sr.create(unique, size="4 MiB", backend="shm", persist=True).close()
+    try:
+        done = run(unique)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"no process that can be seen has {unique} mapped" in done.stderr
+        catalog = Path(f"/dev/shm/sharedregion.{unique}.catalog")
+        with catalog.open("r+b") as file:
+            file.seek(40)
+            file.write(b"\xff" * 8)
+        done = run(unique)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"region '{unique}' fails its checksum" in done.stderr
+    finally:
+        sr.unlink(unique)
+
+
+@pytest.mark.root
+def test_a_region_is_looked_at_without_joining_it_whoever_it_belongs_to(
+    unique: str, as_nobody: Callable[..., Any]
+) -> None:
+    """Another user's, by root: its users alone, their tables each once, and no member more."""
+    host = as_nobody(
+        f"r = sr.create('{unique}', size='8 MiB', backend='shm')\nr['x'] = bytes(4 << 20)\nprint('ready', flush=True)\n"
+        "sys.stdin.readline()\nprint(len(r.members()))",
+        wait=False,
+    )
+    assert host.stdout.readline() == "ready\n"
+    found = answer(unique)
+    (process,) = found["processes"]
+    assert (process["pid"], process["linked_bytes"]) == (host.pid, found["distinct_bytes"])
+    assert [one["region"] for one in process["regions"]] == [unique]
+    assert process["regions"][0]["linked_bytes"] > 0
+    assert host.communicate("\n")[0] == "1\n"

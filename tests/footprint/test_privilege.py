@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,25 @@ def grant(path: Path) -> None:
         os.setxattr(path, "security.capability", struct.pack("<IIIII", 0x02000001, low, 0, high, 0))
     except OSError as error:
         pytest.skip(f"no file capabilities on this file system: {error}")
+
+
+def full_pipe() -> tuple[int, int]:
+    """A pipe that is full before it begins: who writes to it stops at its first line of output."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    return read, write
+
+
+def wait_for_write(process: subprocess.Popen[bytes]) -> None:
+    """When it sleeps in the write, all else is behind it."""
+    while "pipe_write" not in Path(f"/proc/{process.pid}/wchan").read_text():
+        assert process.poll() is None
+        time.sleep(0.005)
 
 
 def test_without_privilege_the_answer_is_an_estimate_and_says_so(
@@ -121,6 +142,30 @@ def test_an_estimate_with_capabilities_of_its_own_is_one_without(
 
 
 @pytest.mark.usefixtures("exact")
+def test_nobody_looks_into_it_though_it_has_put_its_privilege_aside(
+    nobody: tuple[str, ...], public_copy: Callable[[], Path]
+) -> None:
+    """Held up while it estimates, with no capability left, it is still closed to its caller: it may have read the kernel before."""
+    copy = public_copy()
+    grant(copy)
+    read, write = full_pipe()
+    process = subprocess.Popen([*nobody, copy, "--method", "pagemap"], stdout=write)
+    try:
+        wait_for_write(process)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert re.search(r"(?m)^CapEff:\t0+\nCapBnd", status)
+        assert re.search(r"(?m)^CapPrm:\t0+$", status)
+        look = f"open('/proc/{process.pid}/mem', 'rb')"
+        done = subprocess.run([*nobody, "/usr/bin/python3", "-Ic", look], capture_output=True, check=False)
+        assert b"PermissionError" in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.usefixtures("exact")
 def test_a_process_with_two_uids_is_nobodys_own(
     worker: Callable[..., Any],
     ask: Callable[..., Any],
@@ -151,22 +196,10 @@ def test_options_that_name_files_are_refused_with_borrowed_privilege(
 @pytest.mark.usefixtures("exact")
 def test_it_keeps_two_capabilities_and_gains_none(helper: str, tmp_path: Path) -> None:
     """Held up while it writes, even root's helper has CAP_BPF and CAP_SYS_PTRACE left, no new privileges, no core."""
-    # A pipe that is full before it begins: it stops at its first line of output.
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(write, True)
+    read, write = full_pipe()
     process = subprocess.Popen([helper], stdout=write)
     try:
-        # When it sleeps in the write, all else is behind it.
-        for _ in range(2000):
-            if "pipe_write" in Path(f"/proc/{process.pid}/wchan").read_text() or process.poll() is not None:
-                break
-            os.sched_yield()
-            subprocess.run(["sleep", "0.005"], check=True)
+        wait_for_write(process)
         status = dict(
             line.split(":\t", 1)
             for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
