@@ -32,13 +32,11 @@ __all__ = [
     "ObjectInfo",
     "RegionInfo",
     "collect",
-    "files",
     "leftovers",
     "members",
     "objects",
     "region",
     "regions",
-    "users",
     "why_alone",
 ]
 
@@ -563,31 +561,6 @@ def _priced(found: list[MemberInfo], look: _Look, footprints: bool) -> list[Memb
         else member
         for member in found
     ]
-
-
-def users(name: str) -> tuple[list[File], list[int]]:
-    """The files that a region's memory is made of, and the processes that have any of them mapped.
-
-    Whoever may not be looked at is left out. RegionNotFound, RegionDenied, RegionCorrupt.
-    """
-    listed = _look(name).head()["files"]
-    files = list(zip(listed[::2], listed[1::2], strict=True))
-    seen = _Seen(files)
-    return files, sorted({pid for file in files for pid in seen.users(file)})
-
-
-def files() -> dict[File, str]:
-    """What files belong to which region: "region NAME: data". Those of regions that cannot be read are left out."""
-    found = {}
-    for name in _names():
-        with contextlib.suppress(SharedRegionError, ValueError):
-            listed = _look(name).head()["files"]
-            pairs = list(zip(listed[::2], listed[1::2], strict=True))
-            if catalog := _stat(_PREFIX + name + _CATALOG):
-                pairs.insert(2, (catalog.st_dev, catalog.st_ino))
-            for file, part in zip(pairs, ("data", "members", "catalog", "msharefs"), strict=False):
-                found[file] = f"region {name}: {part}"
-    return found
 
 
 # --- what the dead left ----------------------------------------------------------------------------

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from sharedregion import inventory
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
 
 # The public name is that of the function; the module's own attributes are reached by its full name.
 from sharedregion.footprint import Advice, Alternative, Footprint, MappingFootprint, ProcessFootprint
 from sharedregion.footprint import footprint as look
-from sharedregion.footprint.selection import processes, user_id
+from sharedregion.footprint.selection import of_region, processes, region_files, user_id
 
 __all__ = ["footprint"]
 
@@ -68,7 +67,7 @@ def footprint(
         chosen = _choose(user, command)
     regions = []
     for name in names:
-        files, mapped = inventory.users(name)
+        files, mapped = of_region(name)
         regions.append((name, files))
         chosen = chosen + mapped
     if names and not chosen:
@@ -83,7 +82,7 @@ def footprint(
         render.print_json(document)
     else:
         # Who names processes wants all of them, in their order; who looks around wants the costliest.
-        ours = inventory.files()
+        ours = region_files()
         _show(found, leaves, top if top is not None else 0 if targets else 20, not chosen, ours)
         for why, which in missing.items():
             render.line(f"{why}: {_some(which)}.")

@@ -1,13 +1,18 @@
-"""Which processes are meant by a user or by a name."""
+"""Which processes are meant by a user, by a name or by a region, and which files are whose."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 
+from sharedregion import inventory
 from sharedregion._kernel.files import parse_int, read_text
+from sharedregion.errors import SharedRegionError
 
-__all__ = ["processes", "user_id"]
+__all__ = ["of_region", "processes", "region_files", "user_id"]
+
+File = tuple[int, int]
 
 
 def user_id(user: str) -> int:
@@ -58,3 +63,30 @@ def _named(root: str, pid: int, glob: str) -> bool:
     except OSError:
         return False
     return fnmatch.fnmatchcase(program, glob)
+
+
+def of_region(name: str) -> tuple[list[File], list[int]]:
+    """The files (device, inode) that a region's memory is made of, and the processes that have any of them mapped.
+
+    Whoever may not be looked at is left out. Nothing is joined. RegionNotFound, RegionDenied, RegionCorrupt.
+    """
+    files = _files_of(name)
+    seen = inventory._Seen(files)
+    return files, sorted({pid for file in files for pid in seen.users(file)})
+
+
+def region_files() -> dict[File, str]:
+    """What files belong to which region: "region NAME: data". Those of regions that cannot be read are left out."""
+    found = {}
+    for name in inventory._names():
+        with contextlib.suppress(SharedRegionError, ValueError):
+            for file, part in zip(_files_of(name), ("data", "members", "msharefs"), strict=False):
+                found[file] = f"region {name}: {part}"
+            if catalog := inventory._stat(f"{inventory._PREFIX}{name}{inventory._CATALOG}"):
+                found[catalog.st_dev, catalog.st_ino] = f"region {name}: catalog"
+    return found
+
+
+def _files_of(name: str) -> list[File]:
+    listed = inventory._look(name).head()["files"]
+    return list(zip(listed[::2], listed[1::2], strict=True))

@@ -12,10 +12,10 @@ import pytest
 
 import sharedregion as sr
 import sharedregion.cli
-from sharedregion import inventory
 from sharedregion._kernel.facts import gather
 from sharedregion.cli import app, render
 from sharedregion.errors import RegionExists, RegionNotFound, SharedRegionError
+from sharedregion.footprint.selection import region_files
 
 COMMAND = [sys.executable, "-P", "-m", "sharedregion"]
 
@@ -288,7 +288,7 @@ def test_files_of_regions_are_called_by_the_regions_name(unique: str) -> None:
         assert sum(held[::4096]) == 0
         shown = run("footprint", unique).stdout
         assert f"region {unique}: data" in shown
-        assert sorted(inventory.files()[file].rpartition(": ")[2] for file in region._segments()) == [
+        assert sorted(region_files()[file].rpartition(": ")[2] for file in region._segments()) == [
             "data",
             "members",
         ]
