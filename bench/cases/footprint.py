@@ -39,11 +39,12 @@ def plan(setting: Setting) -> list[Job]:
 
 def _dense(name: str, setting: Setting, size: int, workers: int) -> Job:
     made = placed.job(CASE.name, name, setting, size, workers)
+    cannot = None
     if name == "ray" and workers > 32:
-        return replace(
-            made, cannot=f"each worker is a driver of its own, of 100 MB: {workers} do not start here"
-        )
-    return made
+        cannot = f"each worker is a driver of its own, of 100 MB: {workers} do not start here"
+    if name == "queue" and workers > FEW:
+        cannot = "each worker gets a copy through a pipe: more of them take longer, and say nothing new"
+    return replace(made, cannot=made.cannot or cannot)
 
 
 def _sparse(name: str, setting: Setting, size: int) -> Job:
