@@ -660,7 +660,8 @@ def _unused(file: str, *, remove: bool) -> bool:
         if not stat.S_ISREG(info.st_mode) or not info.st_mode & stat.S_ISVTX:
             return False
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        if remove:
+        # The name may be another block's by now; who makes one anew over an orphan has the lease refused.
+        if remove and os.lstat(path).st_ino == info.st_ino:
             os.unlink(path)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:

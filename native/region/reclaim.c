@@ -189,7 +189,9 @@ static bool ends_with(const char *text, const char *end)
     return n >= k && strcmp(text + n - k, end) == 0;
 }
 
-/* A socket that nobody listens at. The keeper binds and listens before a region has its name, and
+#define REFUSALS 100    /* of 0.1 ms: more than lies between bind and listen */
+
+/* A socket that nobody listens at. The keeper's is bound and listens before a region has its name, and
  * connecting tells it nothing but that somebody may have unlinked the region. */
 static bool keeper_is_gone(int dir, const char *file)
 {
@@ -198,8 +200,12 @@ static bool keeper_is_gone(int dir, const char *file)
     struct sr_text t = {.at = path, .cap = sizeof path};
     sr_text_add(&t, SR_SHM_DIR "/%s", file);
     if (sr_sys->fstatat(dir, file, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISSOCK(st.st_mode)) return false;
-    SR_FD data = sr_keeper_fetch(path, st.st_uid, false);
-    return data == -ECONNREFUSED;
+    for (int refusals = 0; refusals < REFUSALS; refusals++) {
+        SR_FD data = sr_keeper_fetch(path, st.st_uid, false);
+        if (data != -ECONNREFUSED) return false;
+        sr_region_pause();
+    }
+    return true;
 }
 
 /* A catalog on its way to its name. Whoever puts it there is a member of it. */

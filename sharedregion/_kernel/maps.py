@@ -25,8 +25,21 @@ class SharedMemoryMapping:
 
 def shared_memory_of(pid: int, root: str = "/") -> list[SharedMemoryMapping]:
     """Shared mappings of memory, in the order of their addresses. OSError if it is gone or not yours to see."""
+    found = _mappings(under(root, f"proc/{pid}/maps"))
+    if found is None:
+        # The thread that the process is named after has ended, and shows nothing: the others have it all.
+        for task in sorted(os.listdir(under(root, f"proc/{pid}/task")), key=len):
+            found = _mappings(under(root, f"proc/{pid}/task/{task}/maps"))
+            if found is not None:
+                break
+    return found or []
+
+
+def _mappings(path: str) -> list[SharedMemoryMapping] | None:
+    """None for a file without a line."""
     found = []
-    with open(under(root, f"proc/{pid}/maps"), errors="surrogateescape") as lines:
+    line = ""
+    with open(path, errors="surrogateescape") as lines:
         for line in lines:
             words = line.rstrip("\n").split(maxsplit=5)
             if len(words) < 6 or not words[1].endswith("s") or not words[5].startswith(_MEMORY):
@@ -35,4 +48,4 @@ def shared_memory_of(pid: int, root: str = "/") -> list[SharedMemoryMapping]:
             major, _, minor = words[3].partition(":")
             file = os.makedev(int(major, 16), int(minor, 16)), int(words[4])
             found.append(SharedMemoryMapping(int(start, 16), int(end, 16), file, words[5]))
-    return found
+    return found if line else None

@@ -265,9 +265,12 @@ def test_a_reference_that_nobody_receives_ends_with_its_sender(run) -> None:
     code = """
 import gc, os, numpy as np, sharedregion as sr
 from multiprocessing.reduction import ForkingPickler
-before = set(os.listdir("/dev/shm"))
-names = lambda: [n for n in set(os.listdir("/dev/shm")) - before if "anonymous" in n]
 x = sr.share(np.arange(1000))
+base = x
+while isinstance(base, np.ndarray): base = base.base
+name = base.region.name
+del base
+names = lambda: [n for n in os.listdir("/dev/shm") if name in n]
 lost = ForkingPickler.dumps(x)
 del x
 gc.collect()
