@@ -123,7 +123,8 @@ $(VENV)/.docs: $(VENV)/.requirements
 	@rm -f $@.txt
 	@touch $@
 
-docs: build $(VENV)/.docs ## build the documentation in site/; a warning is an error
+docs: build $(VENV)/.docs ## build the documentation in site/, with the report of the stored measurements; a warning is an error
+	@$(BIN)/sharedregion bench --from bench/results/full.jsonl --report docs/report > /dev/null
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 dist: venv ## make a wheel in dist/
@@ -131,4 +132,4 @@ dist: venv ## make a wheel in dist/
 	@ls dist
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build build-native build-asan build-tsan dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build build-native build-asan build-tsan dist site docs/report .mypy_cache .ruff_cache .pytest_cache .hypothesis
