@@ -202,7 +202,7 @@ def attach(
     objects that are pickles if the region belongs to this user. A region of another user is refused
     unless `owner` (a user id or name) says whose it is.
 
-    Raises RegionNotFound, RegionDenied, RegionCorrupt, RegionLost.
+    Raises RegionNotFound, RegionDenied, RegionCorrupt, RegionLost; ReadOnlyRegion for `writable` if it is sealed.
     """
     if not isinstance(name, str):
         raise TypeError(f"a region's name is a str, not {type(name).__name__}")

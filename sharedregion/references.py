@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedregion import _native, awaiting
-from sharedregion.errors import ObjectNotFound, RegionClosed, RegionNotFound
+from sharedregion.errors import ObjectNotFound, ReadOnlyRegion, RegionClosed, RegionNotFound
 
 if TYPE_CHECKING:
     from sharedregion.region import Region
@@ -113,7 +113,10 @@ def attach_same(name: str, identity: bytes, uid: int, *, writable: bool = False)
     handle = _known(identity, writable)
     if handle is not None and not handle.closed:
         return handle
-    region = Region._attach(name, writable, uid)
+    try:
+        region = Region._attach(name, writable, uid)
+    except ReadOnlyRegion:  # Sealed since the array was made.
+        region = Region._attach(name, False, uid)
     if region._head()["id"] != identity:
         region.close()
         raise RegionNotFound(f"region '{name}' was replaced by another of that name")

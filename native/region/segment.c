@@ -164,10 +164,7 @@ static int map_data(struct sr_region *r, struct sr_error *e)
 {
     if (r->share_fd >= 0) return sr_region__attach_share(r, &r->data, e);
     int got = check_size(r->data_fd, r->head.hd_mapped, r->name, "data", e);
-    if (got == 0) got = r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
-    if (got < 0 && r->writable && (sr_state_flags(sr_state(r)) & SR_STATE_SEALED))
-        return sr_fail(e, SR_E_READ_ONLY, -EPERM, "region '%s' is sealed: it can be attached for reading", r->name);
-    return got;
+    return got < 0 ? got : r->backend->map(r->data_fd, r->head.hd_mapped, r->writable, &r->data, e);
 }
 
 /* Map what the descriptors refer to and join. */
@@ -176,6 +173,8 @@ static int map_and_join(struct sr_region *r, struct sr_error *e)
     int got = check_size(r->members_fd, SR_PAGE * (1 + (uint64_t)r->head.hd_rows), r->name, "members", e);
     if (got == 0) got = sr_region__view(r, e);
     if (got == 0) got = check_members(r, e);
+    if (got == 0 && r->writable && (sr_state_flags(sr_state(r)) & SR_STATE_SEALED))
+        got = sr_fail(e, SR_E_READ_ONLY, -EPERM, "region '%s' is sealed: it can be attached for reading", r->name);
     if (got == 0) got = map_data(r, e);
     if (got == 0) got = sr_member_join(r, e);
     if (got == 0) sr_region__touch_share(r);

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, MutableMapping
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -262,15 +263,28 @@ def test_read_only_members_change_nothing(region: sr.Region, reader: sr.Region) 
 def test_sealed(region: sr.Region) -> None:
     """After seal nobody can change anything any more."""
     region["x"] = 1
-    region.seal()
-    assert region.stats().sealed
     with sr.attach(region.name, writable=True) as writer:
+        region.seal()
+        assert region.stats().sealed
         for member in (region, writer):
             with pytest.raises(sr.ReadOnlyRegion, match="sealed"):
                 member["y"] = 2
             with pytest.raises(sr.ReadOnlyRegion, match="sealed"):
                 del member["x"]
-    assert region["x"] == 1
+    with pytest.raises(sr.ReadOnlyRegion, match="sealed"):
+        sr.attach(region.name, writable=True)
+    with sr.attach(region.name) as reader:
+        assert region["x"] == reader["x"] == 1
+
+
+def test_mutable_arrays_of_a_sealed_region_travel(region: sr.Region, run: Callable[..., str]) -> None:
+    """Who is sent one can no longer write to it."""
+    z = region.zeros("z", 1000, mutable=True)
+    region.seal()
+    code = (
+        "import sys, pickle\nz = pickle.loads(bytes.fromhex(sys.argv[1]))\nprint(z.sum(), z.flags.writeable)"
+    )
+    assert run(code, ForkingPickler.dumps(z).hex()) == "0.0 False\n"
 
 
 def test_errors_survive_pickling(region: sr.Region) -> None:
