@@ -117,6 +117,17 @@ static PyObject *msharefs_try(PyObject *module, PyObject *text)
     return got < 0 ? srp_raise(&e) : Py_BuildValue("(sK)", sr_msharefs_abi_name(&found), (unsigned long long)found.unit);
 }
 
+/* msharefs_find(path) -> the same, without making a region, or None if it is no msharefs that this build knows */
+static PyObject *msharefs_find(PyObject *module, PyObject *text)
+{
+    (void)module;
+    const char *path = PyUnicode_AsUTF8AndSize(text, NULL);
+    if (path == NULL) return NULL;
+    struct sr_msharefs found;
+    if (sr_msharefs_find(path, &found) < 0) Py_RETURN_NONE;
+    return Py_BuildValue("(sK)", sr_msharefs_abi_name(&found), (unsigned long long)found.unit);
+}
+
 static PyMethodDef functions[] = {
     {"settle", native_settle, METH_NOARGS, NULL},
     {"unlink", native_unlink, METH_VARARGS, NULL},
@@ -126,6 +137,7 @@ static PyMethodDef functions[] = {
     {"peek", native_peek, METH_VARARGS, NULL},
     {"check_name", native_check_name, METH_O, NULL},
     {"msharefs_try", msharefs_try, METH_O, NULL},
+    {"msharefs_find", msharefs_find, METH_O, NULL},
     {"locate", srp_locate, METH_VARARGS, NULL},
     {"reduce", srp_reduce, METH_O, NULL},
     {"set_reducer", srp_set_reducer, METH_O, NULL},

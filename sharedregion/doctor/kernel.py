@@ -71,6 +71,7 @@ class Msharefs(Check):
         unit = read_int(scene.root, f"{seen.path}/mshare_info")
         if unit is not None:
             evidence.append(f"regions are multiples of {format_size(unit)} (mshare_info)")
+        evidence.append(f"interface: {self._interface(under(scene.root, seen.path))}")
         info = os.stat(under(scene.root, seen.path))
         evidence.append(f"its root belongs to user {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}")
         if not os.access(under(scene.root, seen.path), os.W_OK | os.X_OK):
@@ -87,6 +88,13 @@ class Msharefs(Check):
             commands = [candidate.remedy] if candidate.remedy else []
             return self.found(NOTE, f"mounted; not used: {candidate.reason}", evidence, commands)
         return self.found(OK, f"mounted at {seen.path} and usable", evidence)
+
+    @staticmethod
+    def _interface(path: str) -> str:
+        from sharedregion import _native
+
+        found = _native.msharefs_find(path)
+        return "none that this version knows" if found is None else f"series {found[0]} of the patches"
 
 
 class Btf(Check):

@@ -253,6 +253,7 @@ def test_msharefs_that_is_mounted(tmp_path: Path, mode: int, owner: int, status:
     assert usable or answer in one.answer
     assert "regions are multiples of 512 GiB (mshare_info)" in one.evidence
     assert any(f"mode {mode:04o}" in text for text in one.evidence)
+    assert "interface: none that this version knows" in one.evidence
 
 
 def capabilities(path: Path, numbers: list[int]) -> None:

@@ -443,3 +443,13 @@ def test_the_helper_knows_the_region(double: Any, unique: str, start: Callable[.
         # One PMD table for the GiB in which it lies, and the PUD table of 512 GiB that are all its own.
         assert mine.linked_bytes >= 2 * 4096
         worker.communicate("")
+
+
+def test_doctor_names_the_interface(msharefs: Callable[[int], Any]) -> None:
+    """Found by asking the mount, not by the kernel's version."""
+    from sharedregion import doctor
+
+    double = msharefs(1 << 39)
+    one = next(found for found in doctor.examine().findings if found.check == "msharefs")
+    assert f"mounted at {double.path}" in one.evidence
+    assert "interface: series v3 of the patches" in one.evidence
