@@ -2,7 +2,7 @@
  *
  * Metadata of a plain array (sharedregion/arrays.py writes and reads the same):
  *
- *    0  u8   1: plain; 2: the dtype is a description that Python reads
+ *    0  u8   1: plain; 2: the dtype is a description that Python reads; 3: the same, packed
  *    1  u8   1: Fortran order
  *    2  u8   number of dimensions, at most 64 (NumPy 2's own limit)
  *    3  u8   length of the dtype's string
@@ -103,8 +103,8 @@ bool srp_array_plain(PyObject *value, struct srp_plain *plain)
     if (Py_TYPE(value) != &PyArray_Type) return false;
     PyArrayObject *array = (PyArrayObject *)value;
     PyArray_Descr *descr = PyArray_DESCR(array);
-    /* Numbers and bool: what their dtype string says is kind, order and size. */
-    if (!(descr->type_num <= NPY_CLONGDOUBLE || descr->type_num == NPY_HALF)) return false;
+    /* Numbers and bool: what their dtype string says is kind, order and size. Some have fields beside that. */
+    if (PyDataType_HASFIELDS(descr) || !(descr->type_num <= NPY_CLONGDOUBLE || descr->type_num == NPY_HALF)) return false;
     bool c_order = PyArray_IS_C_CONTIGUOUS(array);
     if (!c_order && !PyArray_IS_F_CONTIGUOUS(array)) return false;
     unsigned ndim = (unsigned)PyArray_NDIM(array);

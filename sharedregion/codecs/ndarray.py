@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedregion.arrays import array_over, describe, flat_bytes
+from sharedregion.arrays import array_over, describe, flat_bytes, is_foreign
 
 if TYPE_CHECKING:
     from sharedregion.codecs import Place
@@ -16,8 +16,12 @@ NUMBER = 1
 
 
 def accepts(value: object) -> bool:
-    """Plain arrays and memory maps. Other subclasses (masked arrays, matrices) are more than their bytes."""
-    return type(value) in (np.ndarray, np.memmap)
+    """Plain arrays and memory maps. Other subclasses, and dtypes of other packages, are more than their bytes."""
+    return (
+        isinstance(value, np.ndarray)
+        and type(value) in (np.ndarray, np.memmap)
+        and not is_foreign(value.dtype)
+    )
 
 
 def size_of(value: NDArray[Any]) -> int:
