@@ -88,6 +88,29 @@ static PyObject *draft_publish(PyObject *object, PyObject *unused)
     return PyLong_FromUnsignedLongLong(seq);
 }
 
+/* fill(offset, buffer) */
+static PyObject *draft_fill(PyObject *object, PyObject *args)
+{
+    srp_draft *self = (srp_draft *)object;
+    unsigned long long offset;
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "Ky*", &offset, &data)) return NULL;
+    const char *wrong = NULL;
+    if (self->published) wrong = "the object is already published";
+    else if (!sr_range_ok(offset, (uint64_t)data.len, self->draft.len)) wrong = "outside the object";
+    if (wrong) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+    } else {
+        /* The caller's reference to this object keeps block and mapping, the buffer its bytes. */
+        Py_BEGIN_ALLOW_THREADS
+        sr_catalog_copy(self->region->r->data.at + self->draft.off.at + offset, data.buf, (uint64_t)data.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (wrong) return NULL;
+    Py_RETURN_NONE;
+}
+
 static int draft_getbuffer(PyObject *object, Py_buffer *view, int flags)
 {
     srp_draft *self = (srp_draft *)object;
@@ -97,7 +120,8 @@ static int draft_getbuffer(PyObject *object, Py_buffer *view, int flags)
 
 PyTypeObject *srp_draft_type(void)
 {
-    static PyMethodDef methods[] = {{"publish", draft_publish, METH_NOARGS, NULL}, {0}};
+    static PyMethodDef methods[] = {
+        {"publish", draft_publish, METH_NOARGS, NULL}, {"fill", draft_fill, METH_VARARGS, NULL}, {0}};
     static PyType_Slot slots[] = {
         {Py_tp_dealloc, draft_dealloc},
         {Py_tp_methods, methods},

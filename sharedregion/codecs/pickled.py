@@ -8,8 +8,9 @@ The block:
      .  the pickle
      .  the buffers, each at a multiple of 64
 
-When the object is read, its arrays look at their buffers in the region, with no copy. Tensors, which
-torch would write into the pickle itself, go the same way (REDUCERS).
+When the object is read, its arrays look at their buffers in the region, with no copy. What NumPy and
+torch would write into the pickle itself goes the same way (REDUCERS): tensors, arrays with gaps, dates
+and times, which lend no buffer, memory maps, record arrays, matrices and masked arrays.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from sharedregion import awaiting
+from sharedregion.arrays import flat_bytes
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
 if TYPE_CHECKING:
@@ -32,19 +34,55 @@ NUMBER = 4
 _ALIGN = 64
 
 
-def _dates(value: np.ndarray[Any, Any], _: dict[Any, Any]) -> Any:
-    """Dates and times lend no buffer, so that numpy would write them into the pickle: they go as numbers."""
-    if value.dtype.kind not in "mM" or not value.size or not value.flags.c_contiguous:
+Array = np.ndarray[Any, Any]
+
+
+def _array(value: Array, _: dict[Any, Any]) -> Any:
+    if value.dtype.hasobject or not value.nbytes:
         return NotImplemented
-    return _dates_again, (value.view("i8"), value.dtype.str)
+    plain = np.asarray(value)
+    flat = flat_bytes(plain)
+    if flat is None:
+        flat = flat_bytes(np.ascontiguousarray(plain))
+    fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+    return _array_again, (pickle.PickleBuffer(cast("Any", flat)), value.dtype, value.shape, fortran)
 
 
-def _dates_again(numbers: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    return numbers.view(dtype)
+def _array_again(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool) -> Array:
+    return np.ndarray(shape, dtype, buffer, order="F" if fortran else "C")
+
+
+def _subclass(value: Array, _: dict[Any, Any]) -> Any:
+    return _subclass_again, (value.view(np.ndarray), type(value))
+
+
+def _subclass_again(array: Array, kind: type[Array]) -> Array:
+    return array.view(kind)
+
+
+def _masked(value: np.ma.MaskedArray[Any, Any], _: dict[Any, Any]) -> Any:
+    mask = np.ma.getmask(value)
+    parts = value.data, None if mask is np.ma.nomask else mask, value.fill_value, value.hardmask
+    return _masked_again, parts
+
+
+def _masked_again(data: Any, mask: Any, fill_value: Any, hard: bool) -> Any:
+    return np.ma.MaskedArray(
+        data,
+        mask=np.ma.nomask if mask is None else mask,
+        fill_value=fill_value,
+        hard_mask=hard,
+        copy=False,
+    )
 
 
 #: Types whose own pickling would copy: (value, what this pickler has seen) -> what to pickle.
-REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {np.ndarray: _dates}
+REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {
+    np.ndarray: _array,
+    np.memmap: _array,
+    np.recarray: _subclass,
+    np.matrix: _subclass,
+}
 
 
 class _Pickler(pickle.Pickler):
@@ -53,7 +91,10 @@ class _Pickler(pickle.Pickler):
         self._seen: dict[Any, Any] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        reduce = REDUCERS.get(type(value))
+        kind = type(value)
+        reduce = REDUCERS.get(kind)
+        if reduce is None and kind.__name__ == "MaskedArray" and kind is np.ma.MaskedArray:
+            reduce = _masked  # numpy.ma is loaded by whoever has one.
         return NotImplemented if reduce is None else reduce(value, self._seen)
 
 
@@ -110,23 +151,26 @@ def place(region: Place, name: str, value: object, flags: int) -> int:
     made = value if isinstance(value, Prepared) else prepare(value)
     region._make_room(made.size)
     draft = region._begin(name, NUMBER, flags, b"", made.size)
-    view = memoryview(draft)
-    write(made, view)
-    view.release()
+    for at, part in _parts(made):
+        draft.fill(at, part)  # Without the GIL, by several threads.
     version: int = draft.publish()
     return version
 
 
 def write(made: Prepared, view: memoryview) -> None:
     """The block, into memory of `made.size` bytes."""
+    for at, part in _parts(made):
+        view[at : at + len(part)] = part
+
+
+def _parts(made: Prepared) -> Iterator[tuple[int, bytes | memoryview]]:
+    """What lies where in the block."""
+    places = zip(made.offsets, made.buffers, strict=True)
     head = struct.pack("<QQ", len(made.buffers), len(made.body))
-    head += b"".join(
-        struct.pack("<QQ", at, part.nbytes) for at, part in zip(made.offsets, made.buffers, strict=True)
-    )
-    view[: len(head)] = head
-    view[len(head) : len(head) + len(made.body)] = made.body
-    for at, part in zip(made.offsets, made.buffers, strict=True):
-        view[at : at + part.nbytes] = part
+    head += b"".join(struct.pack("<QQ", at, part.nbytes) for at, part in places)
+    yield 0, head
+    yield len(head), made.body
+    yield from zip(made.offsets, made.buffers, strict=True)
 
 
 def read(meta: bytes, pin: Any, *, writable: bool) -> Any:
