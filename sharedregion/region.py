@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import math
+import operator
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,10 +22,12 @@ from sharedregion._sizes import format_size
 from sharedregion.arrays import array_over, describe
 from sharedregion.codecs import pickled
 from sharedregion.errors import (
+    NotPlaceable,
     ObjectNotFound,
     ReadOnlyRegion,
     RegionClosed,
     RegionCorrupt,
+    RegionDenied,
     RegionFull,
     RegionNotFound,
     RegionTimeout,
@@ -92,20 +97,21 @@ class Region(_native.RegionHandle):
     def put(self, name: str, value: Any, *, mutable: bool = False, pickle: bool = False) -> int:
         """Place `value` under `name`, replacing what is there, whole and at once. Returns its version.
 
-        Arrays, bytes-like objects and str are placed as they are; other objects as a pickle whose
-        buffers lie beside it, and arrays of dtype object only if `pickle` says so. With `mutable`,
-        members that may write can change the bytes in place. Raises NotPlaceable, RegionFull,
-        ReadOnlyRegion.
+        Arrays, bytes-like objects (bytes, bytearray, memoryview, mmap, array.array) and str are placed as
+        they are; other objects as a pickle whose buffers lie beside it. With `pickle`, so is what could
+        not be placed otherwise: arrays and columns of Python objects, say. With `mutable`, members that
+        may write can change the bytes in place. Raises NotPlaceable, RegionFull, ReadOnlyRegion.
         """
         if not isinstance(name, str):
             raise TypeError(f"an object's name is a str, not {type(name).__name__}")
         self._check_writable(name)
-        codec = codecs.codec_for(value)
-        if pickle and (
-            codec.NUMBER == pickled.NUMBER or getattr(getattr(value, "dtype", None), "hasobject", False)
-        ):
-            codec = pickled
-        return codec.place(self, name, value, _native.MUTABLE if mutable else 0)
+        flags = _native.MUTABLE if mutable else 0
+        try:
+            return codecs.codec_for(value).place(self, name, value, flags)
+        except NotPlaceable:
+            if not pickle:
+                raise
+        return pickled.place(self, name, value, flags)
 
     def get(self, name: str, default: Any = None, *, copy_on_write: bool = False) -> Any:
         """The object, or `default` if there is none of that name.
@@ -161,7 +167,7 @@ class Region(_native.RegionHandle):
     def allocate(
         self,
         name: str,
-        shape: int | tuple[int, ...],
+        shape: SupportsIndex | Iterable[SupportsIndex],
         dtype: DTypeLike = "f8",
         *,
         order: str = "C",
@@ -170,6 +176,8 @@ class Region(_native.RegionHandle):
         """An array to fill in place; seen by others once the block ends well, and never if it raises.
 
         Its first contents are whatever lay there. After the block it is read-only, unless `mutable`.
+        Views that were taken inside the block stay writable, which NumPy gives no means to change: a
+        write to one after the block changes the published object under its readers.
         """
         self._check_writable(name)
         draft, array = self._draft(name, shape, dtype, order, mutable)
@@ -181,7 +189,7 @@ class Region(_native.RegionHandle):
     def zeros(
         self,
         name: str,
-        shape: int | tuple[int, ...],
+        shape: SupportsIndex | Iterable[SupportsIndex],
         dtype: DTypeLike = "f8",
         *,
         order: str = "C",
@@ -196,17 +204,19 @@ class Region(_native.RegionHandle):
         return cast("NDArray[Any]", self[name])
 
     def _draft(
-        self, name: str, shape: int | tuple[int, ...], dtype: DTypeLike, order: str, mutable: bool
+        self,
+        name: str,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: DTypeLike,
+        order: str,
+        mutable: bool,
     ) -> tuple[_native.Draft, NDArray[Any]]:
         if order not in ("C", "F"):
             raise ValueError(f"order {order!r} is neither 'C' nor 'F'")
-        kind = np.dtype(dtype)
-        dims = tuple(int(n) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
-        if any(n < 0 for n in dims):
-            raise ValueError(f"negative dimensions are not allowed: {dims}")
-        nbytes = kind.itemsize
-        for n in dims:
-            nbytes *= n
+        # What NumPy makes of a dtype: "(2,)f4" is a dimension more, "S" has one byte.
+        item = np.empty(0, dtype)
+        kind, dims = item.dtype, _dimensions(shape, item)
+        nbytes = math.prod(dims) * kind.itemsize
         if nbytes > self.size:
             raise RegionFull(
                 f"region '{self.name}' has {format_size(self.size)} in all, the array {format_size(nbytes)}",
@@ -230,10 +240,10 @@ class Region(_native.RegionHandle):
         writable: bool = False,
     ) -> Any:
         if kind == pickled.NUMBER and not self._allow_pickle:
-            raise ReadOnlyRegion(
+            raise RegionDenied(
                 f"an object of region '{self.name}' is a pickle of user {self.uid}, and unpickling runs code of its maker",
                 "attach(..., allow_pickle=True) if you trust that user",
-                1,
+                errno.EPERM,
             )
         writable = writable or (bool(flags & _native.MUTABLE) and self.writable)
         return codecs.codec_of(kind).read(meta, pin, writable=writable)
@@ -328,6 +338,31 @@ class Region(_native.RegionHandle):
     def values(self) -> Iterator[Any]:
         """Objects; one that is deleted meanwhile is passed over."""
         return (value for _, value in self.items())
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """The object; where there is none, `default`, placed now. Who places one at the same time may win or lose."""
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def update(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any) -> None:
+        """Place many objects, one after the other: each comes whole, and others see some before the rest."""
+        for name, value in dict(other, **more).items():
+            self[name] = value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Name and object of what was published last, which is then deleted. ObjectNotFound where there is none."""
+        while names := self.keys():
+            value = self.pop(names[-1], _MISSING)
+            if value is not _MISSING:
+                return names[-1], value
+        raise ObjectNotFound(f"region '{self.name}' has no objects")
+
+    def clear(self) -> None:
+        """Delete every object that is there now."""
+        for name in self:
+            with suppress(ObjectNotFound):
+                del self[name]
 
     def __bool__(self) -> bool:
         return True
@@ -434,13 +469,14 @@ class Region(_native.RegionHandle):
         return Region._look(self, leaves)
 
     def prefault(self) -> None:
-        """Touch one byte of each page that has memory behind it, so that later reads do not fault."""
-        for name in self:
-            value = self.get(name)
-            if isinstance(value, np.ndarray) and value.size:
-                flat = value.ravel(order="K").view(np.uint8) if value.flags.forc else None
-                if flat is not None:
-                    int(flat[:: min(self.page_size, 2 << 20)].sum(dtype="u8"))
+        """Touch one byte of each page of every object, so that later reads do not fault. Nothing is decoded."""
+        for info in self._list():
+            with suppress(ObjectNotFound):  # Deleted meanwhile.
+                pin = self._get_exact(info[7], info[5])
+                seen = memoryview(pin)
+                if seen:
+                    flat = np.frombuffer(seen, np.uint8)
+                    int(flat[:: min(self.page_size, 2 << 20)].sum(dtype="u8")) + int(flat[-1])
 
     def trim(self) -> int:
         """Give whole pages in which no object lies back to the system; returns their bytes.
@@ -456,7 +492,10 @@ class Region(_native.RegionHandle):
         return self._trim()
 
     def repair(self) -> None:
-        """Make pages large again where something has split them (thp)."""
+        """Make pages large again where something has split them (thp).
+
+        Any member may: no byte changes, and all of them map the large pages.
+        """
         self._repair()
 
     def unlink(self) -> None:
@@ -480,6 +519,25 @@ class Region(_native.RegionHandle):
 
 
 MutableMapping.register(Region)
+
+
+def _dimensions(shape: SupportsIndex | Iterable[SupportsIndex], item: NDArray[Any]) -> tuple[int, ...]:
+    """As NumPy takes them, and those that an item has of its own. TypeError, ValueError."""
+    try:
+        dims: tuple[int, ...] = (operator.index(cast("SupportsIndex", shape)),)
+    except TypeError:
+        if not isinstance(shape, Iterable):
+            raise
+        dims = tuple(operator.index(n) for n in shape)
+    dims += item.shape[1:]
+    if any(n < 0 for n in dims):
+        raise ValueError(f"negative dimensions are not allowed: {dims}")
+    if len(dims) > 64:
+        raise ValueError(f"an array has 64 dimensions at most, not {len(dims)}")
+    # Of no bytes, but the way from item to item must be a number that a machine has.
+    if 0 in dims and math.prod(n or 1 for n in dims) * item.itemsize >= 1 << 63:
+        raise ValueError(f"the dimensions are too large: {dims}")
+    return dims
 
 
 def peek(name: str) -> dict[str, Any] | None:
