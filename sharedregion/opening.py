@@ -115,7 +115,11 @@ def create(
                 keeper=_KEEPER,
                 msharefs=facts.msharefs.path if candidate.name == "msharefs" else None,
             )
-        except BackendUnavailable as error:
+        except SharedRegionError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise _no_descriptors(error) from None
+            if not isinstance(error, BackendUnavailable):
+                raise
             failures.append(f"{candidate.name}: {error.message}")
             number = error.errno
             if candidate.name == "msharefs":
@@ -141,6 +145,16 @@ def create(
         f"no memory for a region of {format_size(bytes_wanted)}: " + "; ".join(failures),
         remedy or "sharedregion.backends() says what each kind of memory needs",
         number,
+    )
+
+
+def _no_descriptors(error: SharedRegionError) -> BackendUnavailable:
+    """What to do about EMFILE: no other kind of memory would do better."""
+    return BackendUnavailable(
+        f"no descriptors are left for a region: {error.message}",
+        "raise the limit (ulimit -n, resource.RLIMIT_NOFILE), since each region takes three of them; "
+        "or place many values in one region",
+        error.errno,
     )
 
 

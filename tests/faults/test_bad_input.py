@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +203,91 @@ def test_swapped_segments(unique: str) -> None:
             assert seen["x"] == 1
 
 
+OBJECTS = [
+    '"|O"',
+    '"O"',
+    '{"names":["a"],"formats":["|O"]}',
+    '["O",[2]]',
+    '{"names":["a"],"formats":[{"names":["b"],"formats":["O"]}]}',
+]
+NONSENSE = [
+    *(
+        "",
+        "nonsense",
+        "[]",
+        "{}",
+        "5",
+        "null",
+        '"nonsense"',
+        '"(2,)f4,f4',
+        "'|O'",
+        "[('a','|O')]",
+        "[" * 3000,
+    ),
+    *(
+        '["f4",-1]',
+        '["f4",[4000000000]]',
+        '{"names":["a"]}',
+        '{"names":["a"],"formats":["f8"],"offsets":[-8]}',
+    ),
+    *('{"names":["a"],"formats":["f8"],"offsets":[1e99]}', '{"names":["a","a"],"formats":["f8","f8"]}'),
+    *('{"names":["a"],"formats":["f8"],"itemsize":1}', '{"formats":5}', '[{"names":1,"formats":"f8"},[1]]'),
+    *(
+        '{"names":["a"],"formats":["f8"],"offsets":[1000000]}',
+        '{"names":["a"],"formats":["f8"],"offsets":[Infinity]}',
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", [2, 3], ids=["plain", "packed"])
+def test_crafted_descriptions(unique: str, kind: int) -> None:
+    """Whatever another member wrote beside an entry: RegionCorrupt, and never Python objects made of its bytes."""
+    with sr.create(unique, size="1 MiB", backend="shm") as region, sr.attach(unique) as reader:
+        descriptions = []
+        for text in (*OBJECTS, *NONSENSE):
+            body = text.encode() if kind == 2 else zlib.compress(text.encode())
+            descriptions += [struct.pack("<BBBBQ", kind, 0, 1, 0, 1) + body]
+            descriptions += [struct.pack("<BBBB65Q", kind, 0, 65, 0, *[1] * 65) + body]
+        good = b'"<f8"' if kind == 2 else zlib.compress(b'"<f8"')
+        for head in (
+            b"",
+            struct.pack("<BBBBQ", kind, 0, 1, 0, 1 << 63),
+            struct.pack("<BBBBQ", kind, 0, 1, 0, 1000),
+        ):
+            descriptions += [head + good, head[:3]]
+        # A few kilobytes that would become a gigabyte; a stream that is cut short, and one that is none.
+        bomb = zlib.compressobj()
+        huge = b"".join(bomb.compress(b" " * (1 << 20)) for _ in range(3)) + bomb.flush()
+        descriptions += [struct.pack("<BBBBQ", 3, 0, 1, 0, 1) + body for body in (huge, good[:-3], b"none")]
+        for meta in descriptions:
+            for number, start in ((1, b""), (7, struct.pack("=QQ", 0, 8))):
+                region._put("x", number, 0, start + meta, b"\x41" * 16)
+                with pytest.raises(sr.RegionCorrupt):
+                    reader["x"]
+        region._put("x", 1, 0, struct.pack("<BBBBQ", kind, 0, 1, 0, 2) + good, b"\0" * 16)
+        assert reader["x"].tolist() == [0.0, 0.0]
+        region._put("b", 2, 0, b"O", b"\x41" * 16)
+        with pytest.raises(sr.RegionCorrupt):
+            reader["b"]
+
+
+def test_no_descriptors_left(run) -> None:
+    """Too many open files is said as that, and what helps; not as a want of memory. Afterwards all goes on."""
+    code = """
+import errno, resource, numpy as np, sharedregion as sr
+first = sr.share(np.arange(3))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+kept = []
+try:
+    while len(kept) < 64: kept.append(sr.share(np.arange(100)))
+except sr.BackendUnavailable as error:
+    print(error.errno == errno.EMFILE, "descriptors" in error.message, "RLIMIT_NOFILE" in error.remedy)
+kept.clear()
+print(sr.share(np.arange(3)))
+"""
+    assert run(code) == "True True True\n[0 1 2]\n"
+
+
 @pytest.mark.root
 def test_another_users_region(unique: str, as_nobody) -> None:
     """Mode 0600 keeps other users out; a region of another user is refused unless it is named as theirs."""
@@ -220,7 +306,9 @@ def test_another_users_region(unique: str, as_nobody) -> None:
         region["x"], region["d"] = np.arange(10), {"a": 1}
         assert "belongs to user 0" in as_nobody(f"sr.attach({unique!r})", expect=1)
         assert as_nobody(f"print(sr.attach({unique!r}, owner='root')['x'].sum())").strip() == "45"
-        assert "pickle" in as_nobody(f"sr.attach({unique!r}, owner=0)['d']", expect=1)
+        said = as_nobody(f"sr.attach({unique!r}, owner=0)['d']", expect=1)
+        assert "RegionDenied" in said
+        assert "pickle" in said
         assert (
             as_nobody(f"print(sr.attach({unique!r}, owner=0, allow_pickle=True)['d'])").strip() == "{'a': 1}"
         )
