@@ -215,7 +215,24 @@ static const char *name_of(PyObject *name, Py_ssize_t *len)
         PyErr_Format(PyExc_TypeError, "an object's name is a str, not %R", (PyObject *)Py_TYPE(name));
         return NULL;
     }
-    return PyUnicode_AsUTF8AndSize(name, len);
+    const char *text = PyUnicode_AsUTF8AndSize(name, len);
+    if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "an object's name is text that UTF-8 can hold, not %R", name);
+    }
+    return text;
+}
+
+/* The same where an object is looked for: none has a name that is no text. */
+static const char *known_name_of(PyObject *name, Py_ssize_t *len)
+{
+    const char *text = name_of(name, len);
+    if (text || !PyErr_ExceptionMatches(PyExc_ValueError)) return text;
+    PyErr_Clear();
+    struct sr_error e;
+    sr_fail(&e, SR_E_NO_OBJECT, 0, "no object has a name that UTF-8 cannot hold");
+    srp_raise(&e);
+    return NULL;
 }
 
 /* name, type, flags, meta -> a desc that borrows from the arguments. */
@@ -258,7 +275,7 @@ static PyObject *region_subscript(PyObject *object, PyObject *key)
     struct sr_region *r = open_live(self, false);
     if (r == NULL) return NULL;
     Py_ssize_t len;
-    const char *name = name_of(key, &len);
+    const char *name = known_name_of(key, &len);
     if (name == NULL) return NULL;
     struct sr_error e;
     struct sr_found f;
@@ -300,7 +317,8 @@ static int region_contains(PyObject *object, PyObject *key)
     if (r == NULL) return -1;
     if (!PyUnicode_Check(key)) return 0;
     Py_ssize_t len;
-    const char *name = name_of(key, &len);
+    const char *name = PyUnicode_AsUTF8AndSize(key, &len);
+    if (name == NULL && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) return PyErr_Clear(), 0;
     if (name == NULL) return -1;
     struct sr_error e;
     struct sr_found f;
@@ -315,7 +333,7 @@ static PyObject *region_info(PyObject *object, PyObject *key)
 {
     struct sr_region *r = srp_open((srp_region *)object);
     Py_ssize_t len;
-    const char *name = r ? name_of(key, &len) : NULL;
+    const char *name = r ? known_name_of(key, &len) : NULL;
     if (name == NULL) return NULL;
     struct sr_error e;
     struct sr_found f;
@@ -406,7 +424,7 @@ static int delete(srp_region *self, PyObject *key, uint64_t seq)
 {
     struct sr_region *r = open_live(self, true);
     Py_ssize_t len;
-    const char *name = r ? name_of(key, &len) : NULL;
+    const char *name = r ? known_name_of(key, &len) : NULL;
     if (name == NULL) return -1;
     struct sr_error e = {0};
     int got;

@@ -1,11 +1,14 @@
 """What is placed comes back, the same, everywhere, with no copy."""
 
+import array as numbers
+import mmap
 import pickle
 from collections.abc import Callable, MutableMapping
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
+from numpy._core._rational_tests import rational  # a dtype that NumPy does not know by its name
 
 import sharedregion as sr
 
@@ -29,6 +32,15 @@ ARRAYS = {
     "when": np.array(["2026-01-01", "NaT"], "M8[D]"),
     "duration": np.array([1, 2], "m8[ms]"),
     "record": np.array([(1, "2020-02-02", (1, 2, 3)), (2, "NaT", (4, 5, 6))], RECORD),
+    "fields out of order": np.arange(12, dtype="i4").view([("a", "i4"), ("b", "f4"), ("c", "i4")])[
+        ["c", "a"]
+    ],
+    "union": np.arange(3, dtype="u4").view({"names": ["a", "b"], "formats": ["u4", "u2"], "offsets": [0, 0]}),
+    "nested": np.zeros(3, [("p", np.dtype([("x", "i1"), ("y", ">f8")], align=True), (2,)), ("ä", "S3")]),
+    "titles": np.ones(3, [(("The first", "a"), "i4"), ("b", "f4")]),
+    "no fields": np.zeros(3, []),
+    "250 fields": np.ones(2, [(f"column {n * 7919 % 10007}", "f8" if n % 3 else "S5") for n in range(250)]),
+    "records": np.ones(3, np.dtype((np.record, [("a", "i4")]))),
     "64 dimensions": np.ones((1,) * 64, "i1"),
     "memmap": None,
 }
@@ -46,6 +58,9 @@ def test_arrays_come_back(region: sr.Region, reader: sr.Region, what: str, tmp_p
         seen = member["a"]
         assert type(seen) is np.ndarray
         assert seen.dtype == array.dtype and seen.shape == array.shape
+        assert (
+            seen.dtype.type is array.dtype.type and seen.dtype.isalignedstruct == array.dtype.isalignedstruct
+        )
         assert seen.tobytes() == array.tobytes()
         assert not seen.flags.writeable and not seen.flags.owndata
         assert seen.ctypes.data % 64 == 0 or seen.size == 0
@@ -59,12 +74,30 @@ def test_fortran_order_is_kept(region: sr.Region) -> None:
     assert region["a"].flags.f_contiguous and not region["a"].flags.c_contiguous
 
 
-@pytest.mark.parametrize("value", [b"", b"\0abc\0", bytearray(b"xyz" * 5000), memoryview(b"0123456789")[::2]])
+def mapped() -> mmap.mmap:
+    memory = mmap.mmap(-1, 5000)
+    memory[:3] = b"abc"
+    return memory
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"\0abc\0", bytearray(b"xyz" * 5000), memoryview(b"0123456789")[::2]),
+        *(mapped(), numbers.array("d", [1, 2.5]), numbers.array("b"), memoryview(np.arange(5, dtype="i2"))),
+        memoryview(np.asfortranarray(np.arange(6.0).reshape(2, 3))),
+    ],
+    ids=["empty", "bytes", "bytearray", "gaps", "mmap", "array", "empty array", "numbers", "fortran"],
+)
 def test_bytes(region: sr.Region, reader: sr.Region, value) -> None:
-    """bytes-like objects come back as read-only memoryviews over the region."""
+    """bytes-like objects come back as read-only memoryviews over the region, of the same numbers in C order."""
     region["b"] = value
     seen = reader["b"]
-    assert isinstance(seen, memoryview) and seen.readonly and seen == bytes(value)
+    assert isinstance(seen, memoryview) and seen.readonly and seen.tobytes() == memoryview(value).tobytes()
+    assert seen.format == memoryview(value).format
+    if seen:
+        low, length, _ = reader._data()
+        assert low <= np.asarray(seen).ctypes.data < low + length
 
 
 @pytest.mark.parametrize("value", ["", "plain", "日本 \0 end", "\udcff lone surrogate"])
@@ -82,6 +115,90 @@ def test_other_objects_share_their_buffers(region: sr.Region, reader: sr.Region)
     assert not seen["x"].flags.writeable
     low, length, _ = reader._data()
     assert low <= seen["x"].ctypes.data < low + length
+
+
+class Ticking:
+    """Counts how often it is unpickled."""
+
+    seen = 0
+
+    def __reduce__(self) -> tuple:
+        return tick, ()
+
+
+def tick() -> Ticking:
+    Ticking.seen += 1
+    return Ticking()
+
+
+HIDDEN = {
+    "gaps": np.arange(100)[::3],
+    "transposed": np.arange(24).reshape(2, 3, 4).transpose(1, 2, 0),
+    "fortran": np.asfortranarray(np.arange(60).reshape(3, 20)),
+    "dates": np.asfortranarray(np.arange(6).reshape(2, 3)).astype("M8[s]"),
+    "record with a date": ARRAYS["record"],
+    "matrix": np.arange(4).reshape(2, 2).view(np.matrix),
+    "record array": np.rec.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")]),
+    "masked": np.ma.masked_array([1, 2, 3], [0, 1, 0], fill_value=7),
+    "without mask": np.ma.masked_array(np.arange(5.0), hard_mask=True),
+    "masked record": np.ma.masked_array([(1, 2.0)], [(0, 1)], dtype=[("a", "i4"), ("b", "f8")]),
+    "foreign dtype": np.array([rational(1, 3), rational(2)]),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
+@pytest.mark.parametrize("what", HIDDEN)
+def test_nothing_is_copied_into_a_pickle(
+    region: sr.Region, reader: sr.Region, what: str, inside: bool
+) -> None:
+    """Arrays that NumPy itself would write into a pickle lie in the region too, read-only, and are what they were."""
+    array = HIDDEN[what]
+    region["a"] = {"in": array} if inside else array
+    seen = reader["a"]["in"] if inside else reader["a"]
+    assert type(seen) is type(array) and seen.dtype == array.dtype and seen.shape == array.shape
+    assert seen.tobytes() == array.tobytes() and not seen.flags.writeable
+    low, length, _ = reader._data()
+    assert low <= seen.ctypes.data < low + length
+    if isinstance(array, np.ma.MaskedArray):
+        assert np.array_equal(seen.mask, array.mask) and seen.hardmask == array.hardmask
+        assert seen.fill_value == array.fill_value
+        if array.mask.dtype == bool and array.mask.shape:
+            assert low <= seen.mask.ctypes.data < low + length
+
+
+def test_more_fields_than_fit(region: sr.Region) -> None:
+    """A dtype whose fields take more room than an entry has is refused with the way that works, which then works."""
+    names = np.random.default_rng(1).bytes(20_000).hex()
+    array = np.ones(2, [(names[n : n + 40], "f8") for n in range(0, len(names), 40)])
+    with pytest.raises(sr.NotPlaceable, match="1000 fields.*pickle=True"):
+        region["a"] = array
+    with pytest.raises(sr.NotPlaceable, match="1000 fields"):
+        region.zeros("a", 2, array.dtype)
+    assert "a" not in region
+    region.put("a", array, pickle=True)
+    assert (
+        region["a"].dtype == array.dtype and (region["a"] == array).all() and not region["a"].flags.writeable
+    )
+
+
+def test_a_dtype_that_is_not_numpys(region: sr.Region) -> None:
+    """An array of it comes back as it was (above); made in place, it is refused, since its name would say V8."""
+    with pytest.raises(sr.NotPlaceable, match="rational"):
+        region.zeros("z", 3, rational)
+    both = np.dtype((np.uint32, [("low", "u2"), ("high", "u2")]))
+    with pytest.raises(sr.NotPlaceable, match="pickle=True"):
+        region["z"] = np.zeros(3, both)
+    region.put("z", np.full(3, 65537, "u4").view(both), pickle=True)
+    assert region["z"].dtype == both and region["z"]["high"].tolist() == [1, 1, 1]
+
+
+def test_prefault_decodes_nothing(region: sr.Region, reader: sr.Region) -> None:
+    """Faulting pages in runs no code of a pickle, whoever made it, and touches what is no array too."""
+    region["pickle"], region["empty"], region["b"] = Ticking(), b"", b"x" * 100_000
+    before = Ticking.seen
+    reader._allow_pickle = False
+    reader.prefault()
+    assert Ticking.seen == before
 
 
 def test_objects_need_a_word(region: sr.Region) -> None:
@@ -144,6 +261,15 @@ def test_mapping(region: sr.Region) -> None:
     assert region.get("z") is None and region.get("z", 5) == 5
     assert region.pop("a") == 4 and "a" not in region and region.pop("a", None) is None
     assert region == region and region != sr.create(size=4096) and hash(region) == hash(region)
+    region.update({"d": 5}, e="text")
+    region.update([("b", 6)])
+    assert dict(region.items()) == {"c": 3, "d": 5, "e": "text", "b": 6}
+    assert region.setdefault("d", 7) == 5 and region.setdefault("f", 8) == 8 == region["f"]
+    assert region.popitem() == ("f", 8) and "f" not in region
+    region.clear()
+    assert len(region) == 0
+    with pytest.raises(KeyError):
+        region.popitem()
     with pytest.raises(KeyError):
         region.pop("a")
     with pytest.raises(sr.ObjectNotFound, match="'a'"):
@@ -152,6 +278,23 @@ def test_mapping(region: sr.Region) -> None:
         region[1]
     with pytest.raises(TypeError, match="str"):
         region[1] = 2
+
+
+def test_names_that_are_no_text(region: sr.Region, reader: sr.Region) -> None:
+    """No object has a name that UTF-8 cannot hold: nothing is found by it, and nothing can be placed."""
+    name = "\udc80 name"
+    assert name not in reader and reader.get(name, 5) == 5 and region.pop(name, 6) == 6
+    for look in (lambda: reader[name], lambda: reader.version(name), lambda: region.__delitem__(name)):
+        with pytest.raises(sr.ObjectNotFound, match="no object"):
+            look()
+    for place in (
+        lambda: region.__setitem__(name, np.zeros(3)),
+        lambda: region.__setitem__(name, {}),
+        lambda: region.zeros(name, 3),
+    ):
+        with pytest.raises(ValueError, match="UTF-8") as caught:
+            place()
+        assert type(caught.value) is ValueError
 
 
 @pytest.mark.parametrize("length", [1, 51, 52, 53, 160, 255])
@@ -196,6 +339,35 @@ def test_allocate(region: sr.Region, reader: sr.Region) -> None:
     del z, filling
     assert "z" not in region and region.stats().used == before
     region._check()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((3, "(2,)f4"), ((2, 3), "(4,5)i2"), (np.array([2, 3]), "f8"), ([4], "S"), (np.int8(3), "U")),
+        *(((), "f8"), ((0, 3), "f4"), (2, [("a", "i4", (2,))]), ((0, 1 << 40), "f8")),
+    ],
+)
+def test_zeros_are_as_numpys(region: sr.Region, shape, dtype) -> None:
+    """zeros and allocate take shapes and dtypes as numpy.zeros does."""
+    same = np.zeros(shape, dtype)
+    with region.allocate("y", shape, dtype) as y:
+        y[...] = same
+    for made in (region.zeros("z", shape, dtype), region["y"]):
+        assert made.shape == same.shape and made.dtype == same.dtype and made.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize(
+    "shape", [3.7, "3", None, (2, 3.0), (1,) * 65, (0, 1 << 64), (0, 1 << 62, 1 << 62), -1, (2, -2)], ids=str
+)
+def test_shapes_that_are_none(region: sr.Region, shape) -> None:
+    """What numpy.zeros refuses is refused with the same exception, and leaves nothing."""
+    with pytest.raises((TypeError, ValueError)) as numpys:
+        np.zeros(shape)
+    for verb in (region.zeros, lambda *what: region.allocate(*what).__enter__()):
+        with pytest.raises(numpys.type):
+            verb("z", shape)
+    assert len(region) == 0 and region.stats().used == 0
 
 
 def test_zeros_and_mutable(make: Callable[..., sr.Region]) -> None:
