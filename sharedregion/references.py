@@ -52,6 +52,7 @@ def remember(region: Region) -> None:
 def _teach(module: Any) -> None:
     _native.set_reducer(reduce)
     module.ForkingPickler.register(np.ndarray, _native.reduce)
+    module.ForkingPickler.register(memoryview, _reduce_view)
     awaiting.teach()
 
 
@@ -74,6 +75,16 @@ def reduce(array: Array) -> Any:
     return None if place is None else (claim, place)
 
 
+def _reduce_view(view: memoryview) -> Any:
+    """bytes-like objects come out of a region as memoryviews, which go as the arrays that they are: by reference."""
+    return _view_again, (np.asarray(view), view.readonly)
+
+
+def _view_again(array: Array, readonly: bool) -> memoryview:
+    view = memoryview(cast(Any, array))
+    return view.toreadonly() if readonly else view
+
+
 def place_of(array: Array, *, ticket: bool = False) -> tuple[str, bytes, int, tuple[Any, ...]] | None:
     """What `claim` takes for an array that lies in a region, as plain values; None if it does not.
 
@@ -90,7 +101,8 @@ def place_of(array: Array, *, ticket: bool = False) -> tuple[str, bytes, int, tu
     row = handle._ticket(block) if ticket else None
     head = handle._head()
     start = array.__array_interface__["data"][0] - low + offset
-    dtype: Any = array.dtype.str if array.dtype.fields is None else array.dtype
+    named = array.dtype.fields is None and not is_foreign(array.dtype)
+    dtype: Any = array.dtype.str if named else array.dtype
     # A tensor's array says that it is writable, whatever it looks at.
     writable = bool(array.flags.writeable and flags & _native.MUTABLE and handle.writable)
     what = (entry, seq, block, row, start, dtype, array.shape, array.strides, writable)
