@@ -81,7 +81,7 @@ def test_foreign_dtypes_travel() -> None:
 def test_containers_are_copied_without_the_gil(unique: str) -> None:
     """While the arrays of a container are copied in, other threads run."""
     with sr.create(unique, size="1 GiB", backend="thp") as region:
-        gate, ran = threading.Lock(), threading.Event()
+        gate, ran = threading.Event(), threading.Event()
         copied: list[int] = []
 
         class Draft:
@@ -94,7 +94,7 @@ def test_containers_are_copied_without_the_gil(unique: str) -> None:
                     self.draft.fill(offset, data)
                     return
                 # With the GIL held, the other thread would never get its turn, however often.
-                gate.release()
+                gate.set()
                 for _ in range(1000):
                     self.draft.fill(offset, data)
                     if ran.is_set():
@@ -112,10 +112,9 @@ def test_containers_are_copied_without_the_gil(unique: str) -> None:
                 return Draft(region._begin(*what))
 
         def wait() -> None:
-            with gate:
-                ran.set()
+            gate.wait()
+            ran.set()
 
-        gate.acquire()
         other = threading.Thread(target=wait)
         other.start()
         before = sys.getswitchinterval()
@@ -125,8 +124,8 @@ def test_containers_are_copied_without_the_gil(unique: str) -> None:
             assert ran.is_set()
         finally:
             sys.setswitchinterval(before)
-            if not ran.is_set():
-                other.join()
+            gate.set()
+            other.join()
         assert copied[-2:] == [64 << 20, 80]
         assert (region["d"]["a"] == 1).all()
         assert region["d"]["b"].tolist() == list(range(10))
