@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedregion import _native, awaiting
+from sharedregion.arrays import is_foreign
 from sharedregion.errors import ObjectNotFound, ReadOnlyRegion, RegionClosed, RegionNotFound
 
 if TYPE_CHECKING:
