@@ -10,7 +10,7 @@ The block:
 
 When the object is read, its arrays look at their buffers in the region, with no copy. What NumPy and
 torch would write into the pickle itself goes the same way (REDUCERS): tensors, arrays with gaps, dates
-and times, which lend no buffer, memory maps, record arrays, matrices and masked arrays.
+and times, which lend no buffer, memory maps, record arrays, matrices, masked arrays and memoryviews.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def _subclass_again(array: Array, kind: type[Array]) -> Array:
     return array.view(kind)
 
 
+def _view(value: memoryview, _: dict[Any, Any]) -> Any:
+    return memoryview, (np.asarray(value),)
+
+
 def _masked(value: np.ma.MaskedArray[Any, Any], _: dict[Any, Any]) -> Any:
     mask = np.ma.getmask(value)
     parts = value.data, None if mask is np.ma.nomask else mask, value.fill_value, value.hardmask
@@ -82,6 +86,7 @@ REDUCERS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {
     np.memmap: _array,
     np.recarray: _subclass,
     np.matrix: _subclass,
+    memoryview: _view,
 }
 
 

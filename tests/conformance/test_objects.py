@@ -166,6 +166,18 @@ def test_nothing_is_copied_into_a_pickle(
             assert low <= seen.mask.ctypes.data < low + length
 
 
+def test_memoryviews_in_containers(region: sr.Region, reader: sr.Region) -> None:
+    """What bytes-like objects come back as can be placed again, as a part of something else."""
+    region["b"] = b"abc" * 1000
+    region["d"] = {"whole": region["b"], "gaps": region["b"][::2]}
+    del region["b"]
+    seen = reader["d"]
+    low, length, _ = reader._data()
+    for part, same in ((seen["whole"], b"abc" * 1000), (seen["gaps"], (b"abc" * 1000)[::2])):
+        assert type(part) is memoryview and part.readonly and part == same
+        assert low <= np.asarray(part).ctypes.data < low + length
+
+
 def test_more_fields_than_fit(region: sr.Region) -> None:
     """A dtype whose fields take more room than an entry has is refused with the way that works, which then works."""
     names = np.random.default_rng(1).bytes(20_000).hex()
