@@ -75,11 +75,9 @@ def create(
     if name is None:
         _sweep_anonymous()
         name = f"{_ANONYMOUS}{os.urandom(8).hex()}"
-    elif not isinstance(name, str):
-        raise TypeError(f"a region's name is a str, not {type(name).__name__}")
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
         raise ValueError(f"mode {mode!r} is not a set of permission bits between 0 and 0o777")
-    _native.check_name(name)
+    _check_name(name)
     if not replace and (head := peek(name)) is not None and (head["live"] or head["flags"] & _native.PERSIST):
         if head["uid"] != os.geteuid():
             raise RegionExists(
@@ -218,12 +216,25 @@ def attach(
 
     Raises RegionNotFound, RegionDenied, RegionCorrupt, RegionLost; ReadOnlyRegion for `writable` if it is sealed.
     """
+    _check_name(name)
+    uid = _uid_of(owner)
+    try:
+        region = Region._attach(name, writable) if uid is None else Region._attach(name, writable, uid)
+    except SharedRegionError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise _no_descriptors(error) from None
+        raise
+    return region._settle_in(allow_pickle)
+
+
+def _check_name(name: object) -> None:
+    """TypeError, ValueError."""
     if not isinstance(name, str):
         raise TypeError(f"a region's name is a str, not {type(name).__name__}")
-    _native.check_name(name)
-    uid = _uid_of(owner)
-    region = Region._attach(name, writable) if uid is None else Region._attach(name, writable, uid)
-    return region._settle_in(allow_pickle)
+    try:
+        _native.check_name(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"a region's name is text that UTF-8 can hold, not {name!r}") from None
 
 
 def _uid_of(owner: int | str | None) -> int | None:
@@ -243,6 +254,7 @@ def _uid_of(owner: int | str | None) -> int | None:
 
 def unlink(name: str, *, owner: int | str | None = None) -> None:
     """Remove a region's name. Members keep it until they close it. RegionNotFound."""
+    _check_name(name)
     uid = _uid_of(owner)
     if uid is None:
         _native.unlink(name)

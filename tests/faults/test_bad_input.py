@@ -79,12 +79,15 @@ def test_backend_that_cannot_serve(unique: str) -> None:
             sr.create(unique, size="1 MiB", commit="sometimes")
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\0b", "x" * 300, "ü" * 150, "a\nb", "\x1b[31m", "../x"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "a\0b", "x" * 300, "ü" * 150, "a\nb", "\x1b[31m", "../x", "\udc80"]
+)
 def test_region_names(name: str) -> None:
     """Names that could not be a file's, or would upset a terminal, are refused by create, attach and unlink."""
     for verb in (lambda: sr.create(name, size=4096), lambda: sr.attach(name), lambda: sr.unlink(name)):
-        with nothing_changes(), pytest.raises(ValueError, match="name|null"):
+        with nothing_changes(), pytest.raises(ValueError, match="name|null") as caught:
             verb()
+        assert type(caught.value) is ValueError
 
 
 @pytest.mark.parametrize("name", ["x" * 230, "ü" * 115, "日本", ". .", "-rf", "a.catalog", "%s%n", "q\"'"])
@@ -282,10 +285,18 @@ try:
     while len(kept) < 64: kept.append(sr.share(np.arange(100)))
 except sr.BackendUnavailable as error:
     print(error.errno == errno.EMFILE, "descriptors" in error.message, "RLIMIT_NOFILE" in error.remedy)
+region = kept.pop(0).base.region
+others = []
+try:
+    while len(others) < 64: others.append(open("/dev/null"))
+except OSError: pass
+try: sr.attach(region.name)
+except sr.BackendUnavailable as error: print(error.errno == errno.EMFILE, "RLIMIT_NOFILE" in error.remedy)
+others.clear()
 kept.clear()
 print(sr.share(np.arange(3)))
 """
-    assert run(code) == "True True True\n[0 1 2]\n"
+    assert run(code) == "True True True\nTrue True\n[0 1 2]\n"
 
 
 @pytest.mark.root
