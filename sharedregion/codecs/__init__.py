@@ -67,7 +67,9 @@ def codec_for(value: object) -> Codec:
         if codec.accepts(value):
             return codec
     kind = type(value)
-    name = _FRAMEWORKS.get(kind.__module__.partition(".")[0])
+    # Of a subclass that somebody else made, what it comes from decides: it is more than its columns.
+    names = (_FRAMEWORKS.get(base.__module__.partition(".")[0]) for base in kind.__mro__)
+    name = next((name for name in names if name is not None), None)
     if name is None and (hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "__arrow_c_array__")):
         name = "arrow"
     if name is not None and (codec := _framework_codec(name)).accepts(value):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from sharedregion import awaiting
+from sharedregion._frameworks import LEAST, load
 from sharedregion.arrays import flat_bytes
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
@@ -195,4 +196,10 @@ def unpickle(view: memoryview) -> Any:
             raise ValueError("parts lie outside the object")
     except (struct.error, ValueError) as error:
         raise RegionCorrupt(f"a pickled object contradicts itself: {error}") from None
-    return pickle.loads(body, buffers=[view[at : at + size] for at, size in places])
+    try:
+        return pickle.loads(body, buffers=[view[at : at + size] for at, size in places])
+    except ModuleNotFoundError as error:
+        framework = (error.name or "").partition(".")[0]
+        if framework in LEAST:
+            load(framework)  # Says which version is needed, if it is not there or too old.
+        raise

@@ -267,6 +267,21 @@ def test_damage_is_said(unique: str) -> None:
                 region[f"bad{n}"]
 
 
+class Readings(pandas.DataFrame):
+    """A frame that a program made its own."""
+
+    @property
+    def _constructor(self) -> type["Readings"]:
+        return Readings
+
+
+def test_a_subclass_comes_back_as_itself() -> None:
+    """What somebody made of a frame is more than a table of its columns."""
+    shared = sr.share(Readings({"n": np.arange(1000.0)}))
+    assert type(shared) is Readings
+    assert shared["n"].sum() == 499500 and not shared["n"].to_numpy().flags.writeable
+
+
 ABSENT = """
 import sys, sharedregion as sr
 class Nothing:
@@ -279,11 +294,11 @@ except ImportError as error: print(type(error).__name__, error)
 """
 
 
-@pytest.mark.parametrize(("framework", "name"), [("pyarrow", "t"), ("polars", "p")])
+@pytest.mark.parametrize(("framework", "name"), [("pyarrow", "t"), ("polars", "p"), ("pandas", "f")])
 def test_without_the_framework(run, unique: str, framework: str, name: str) -> None:
     """A worker that lacks it is told which version would do."""
     with sr.create(unique, size="16 MiB") as region:
-        region["t"], region["p"] = TABLE, POLARS
+        region["t"], region["p"], region["f"] = TABLE, POLARS, pandas.DataFrame({"n": [1, 2]})
         said = run(ABSENT, unique, framework, name)
         assert said.startswith(f"FrameworkMissing {framework} is not installed, version ")
 
