@@ -267,7 +267,7 @@ def test_damage_is_said(unique: str) -> None:
                 region[f"bad{n}"]
 
 
-class Readings(pandas.DataFrame):
+class Readings(pd.DataFrame):
     """A frame that a program made its own."""
 
     @property
@@ -298,7 +298,7 @@ except ImportError as error: print(type(error).__name__, error)
 def test_without_the_framework(run, unique: str, framework: str, name: str) -> None:
     """A worker that lacks it is told which version would do."""
     with sr.create(unique, size="16 MiB") as region:
-        region["t"], region["p"], region["f"] = TABLE, POLARS, pandas.DataFrame({"n": [1, 2]})
+        region["t"], region["p"], region["f"] = TABLE, POLARS, pd.DataFrame({"n": [1, 2]})
         said = run(ABSENT, unique, framework, name)
         assert said.startswith(f"FrameworkMissing {framework} is not installed, version ")
 
