@@ -120,13 +120,23 @@ void check_point(const struct expected *x, const struct snapshot *shot, enum liv
     }
     bool new_was_seen = (choice & 4) && x->may_count == 2 && seen_may == 1;
     struct sr_region *r = NULL;
+    if (sealed) {    /* nobody comes who could put anything in order, and nothing needs to be */
+        NEED(sr_catalog_attach(&r, copy.name, true, SR_NO_OWNER, &error) == SR_E_READ_ONLY, "a writer came into a sealed region");
+        NEED_OK(sr_catalog_attach(&r, copy.name, false, SR_NO_OWNER, &error));
+        look_at_all(r, x, true);
+        if (held) NEED(sr_sys_unlock(copy.members_fd, control->other_row, 1) == 0, "the row of the other member");
+        sr_region_close(r);
+        alarm(0);
+        atomic_fetch_add(&figures->points, 1);
+        return;
+    }
     NEED_OK(sr_catalog_attach(&r, copy.name, true, SR_NO_OWNER, &error));
     NEED_OK(sr_catalog_sweep(r, &error));
     NEED_OK(sr_catalog_check(r, &error));
     uint64_t bytes = look_at_all(r, x, true);
     NEED(!new_was_seen || seen_may == 1, "a reader had seen the new object, and after the recovery it is the old one again");
     if (held) {
-        if (!sealed) fill_up(r);
+        fill_up(r);
         NEED_OK(sr_catalog_check(r, &error));
         NEED(sr_sys_unlock(copy.members_fd, control->other_row, 1) == 0, "the row of the other member");
         NEED_OK(sr_catalog_sweep(r, &error));
@@ -136,28 +146,26 @@ void check_point(const struct expected *x, const struct snapshot *shot, enum liv
     atomic_fetch_add(&figures->recoveries, stats.recoveries > 0);
     NEED(stats.pending == 0 && stats.limbo == 0, "%u unfinished, %u withdrawn objects are left", stats.pending, stats.limbo);
     NEED(stats.used == bytes, "%llu bytes in use, the objects have %llu", (unsigned long long)stats.used, (unsigned long long)bytes);
-    if (!sealed) {
-        struct object after = {.name = "after", .len = 100, .seed = t_random(random), .there = true};
-        int got;
+    struct object after = {.name = "after", .len = 100, .seed = t_random(random), .there = true};
+    int got;
+    put(r, &after, &got);
+    if (got == 0) {
+        NEED(is_object(r, &after, true), "an object put after the recovery");
+        after.seed++;
         put(r, &after, &got);
-        if (got == 0) {
-            NEED(is_object(r, &after, true), "an object put after the recovery");
-            after.seed++;
-            put(r, &after, &got);
-            NEED(got != 0 || is_object(r, &after, true), "an object replaced after the recovery");
-            NEED_OK(sr_catalog_delete(r, after.name, strlen(after.name), 0, &error));
-        }
-        if ((choice & 0xF0) == 0) {
-            static struct sr_found f;
-            uint32_t cursor = 0;
-            while (sr_catalog_next(r, &cursor, &f, &error) == 0) NEED_OK(sr_catalog_delete(r, (char *)f.text, f.name_len, f.seq, &error));
-            bytes = 0;
-        }
-        NEED_OK(sr_catalog_check(r, &error));
-        sr_catalog_stats(r, &stats);
-        NEED(stats.used == bytes, "bytes in use after further operations");
-        NEED(bytes || (stats.objects == 0 && stats.largest == stats.size), "an empty region is not one free block");
+        NEED(got != 0 || is_object(r, &after, true), "an object replaced after the recovery");
+        NEED_OK(sr_catalog_delete(r, after.name, strlen(after.name), 0, &error));
     }
+    if ((choice & 0xF0) == 0) {
+        static struct sr_found f;
+        uint32_t cursor = 0;
+        while (sr_catalog_next(r, &cursor, &f, &error) == 0) NEED_OK(sr_catalog_delete(r, (char *)f.text, f.name_len, f.seq, &error));
+        bytes = 0;
+    }
+    NEED_OK(sr_catalog_check(r, &error));
+    sr_catalog_stats(r, &stats);
+    NEED(stats.used == bytes, "bytes in use after further operations");
+    NEED(bytes || (stats.objects == 0 && stats.largest == stats.size), "an empty region is not one free block");
     check_memory(&copy, NULL);
     sr_region_close(r);
     alarm(0);
@@ -179,6 +187,7 @@ void others(const struct history *h, struct expected *x, uint64_t *random, uint3
     bool taken = !sr_lock_is_free(reader);
     bool sealed = sr_state_flags(sr_state(reader)) & SR_STATE_SEALED;
     sr_region_close(reader);
+    if (sealed) return;
     if (taken) {
         atomic_fetch_add(&figures->paused_held, 1);
         return;    /* a writer would wait for the stopped one */
@@ -188,25 +197,23 @@ void others(const struct history *h, struct expected *x, uint64_t *random, uint3
     NEED_OK(sr_catalog_sweep(w, &error));
     NEED_OK(sr_catalog_check(w, &error));
     look_at_all(w, x, true);
-    if (!sealed) {
-        struct object o = {.len = 32, .seed = t_random(random), .there = true};
-        snprintf(o.name, sizeof o.name, "beside-%u", serial % 3);
-        put(w, &o, &got);
-        if (got == 0) {
+    struct object o = {.len = 32, .seed = t_random(random), .there = true};
+    snprintf(o.name, sizeof o.name, "beside-%u", serial % 3);
+    put(w, &o, &got);
+    if (got == 0) {
+        set_object(x, &o);
+        if (serial % 2) {
+            NEED_OK(sr_catalog_delete(w, o.name, strlen(o.name), 0, &error));
+            o.there = false;
             set_object(x, &o);
-            if (serial % 2) {
-                NEED_OK(sr_catalog_delete(w, o.name, strlen(o.name), 0, &error));
-                o.there = false;
-                set_object(x, &o);
-            }
         }
-        if (x->may_count && serial % 3 == 0) {    /* the very object that the child is changing */
-            o = (struct object){.len = 16, .seed = t_random(random), .there = true};
-            memcpy(o.name, x->may[1].name, sizeof o.name);
-            put(w, &o, &got);
-            if (got == 0) x->may[0] = o;
-            if (got == 0 && x->may_count == 3) x->may_count = 2;
-        }
+    }
+    if (x->may_count && serial % 3 == 0) {    /* the very object that the child is changing */
+        o = (struct object){.len = 16, .seed = t_random(random), .there = true};
+        memcpy(o.name, x->may[1].name, sizeof o.name);
+        put(w, &o, &got);
+        if (got == 0) x->may[0] = o;
+        if (got == 0 && x->may_count == 3) x->may_count = 2;
     }
     NEED_OK(sr_catalog_check(w, &error));
     sr_region_close(w);
