@@ -6,7 +6,7 @@
 
 /* --- life ------------------------------------------------------------------------------------- */
 
-static PyObject *closed_error(void)
+PyObject *srp_closed_error(void)
 {
     struct sr_error e;
     sr_fail(&e, SR_E_CLOSED, 0, "the region is closed");
@@ -16,7 +16,7 @@ static PyObject *closed_error(void)
 struct sr_region *srp_open(srp_region *self)
 {
     if (self->r && !self->closed) return self->r;
-    closed_error();
+    srp_closed_error();
     return NULL;
 }
 
@@ -42,7 +42,7 @@ bool srp_region_maps(const void *at)
     return false;
 }
 
-static void give_back(srp_region *self)
+void srp_region_give_back(srp_region *self)
 {
     struct sr_region *r = self->r;
     self->r = NULL;
@@ -56,45 +56,16 @@ static void give_back(srp_region *self)
 
 void srp_region_pin_added(srp_region *self) { self->pins++; }
 
-/* Handles that nothing in this process looks at any more, but whose row holds tickets of references
- * under way. */
-static PyObject *lingering;
-
-void srp_settle(void)
-{
-    for (Py_ssize_t i = lingering ? PyList_Size(lingering) : 0; i-- > 0;) {
-        srp_region *waiting = (srp_region *)PyList_GetItem(lingering, i);
-        if (waiting->r && sr_tickets_open(waiting->r, 0)) continue;
-        Py_INCREF((PyObject *)waiting);
-        PySequence_DelItem(lingering, i);
-        if (waiting->closed && waiting->pins == 0) give_back(waiting);
-        Py_DECREF((PyObject *)waiting);
-        if (i > PyList_Size(lingering)) i = PyList_Size(lingering);
-    }
-}
-
-/* Called where objects die: an exception that is on its way is none of its business. */
-static void linger(srp_region *self)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (lingering == NULL) lingering = PyList_New(0);
-    bool there = false;
-    for (Py_ssize_t i = lingering ? PyList_Size(lingering) : 0; i-- > 0;) there |= PyList_GetItem(lingering, i) == (PyObject *)self;
-    if (lingering && !there) PyList_Append(lingering, (PyObject *)self);
-    PyErr_Restore(type, value, traceback);
-}
-
 /* Kept alive by the caller's reference. Arrays outlive close(); with the last of them it is carried
  * out, unless references are under way. */
 void srp_region_pin_dropped(srp_region *self)
 {
     if (--self->pins > 0 || self->r == NULL) return;
     if (sr_tickets_open(self->r, 0)) {
-        linger(self);
+        srp_linger(self);
         return;
     }
-    if (self->closed) give_back(self);
+    if (self->closed) srp_region_give_back(self);
 }
 
 /* For work without the GIL: close() in another thread must not unmap under it. */
@@ -170,7 +141,7 @@ static void region_dealloc(PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     PyObject_GC_UnTrack(object);
     if (self->weakrefs) PyObject_ClearWeakRefs(object);
-    give_back(self);
+    srp_region_give_back(self);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -289,7 +260,7 @@ static PyObject *region_get_exact(PyObject *object, PyObject *args)
     unsigned long long seq;
     /* For references also after close(), while arrays hold the region. */
     struct sr_region *r = self->r;
-    if (r == NULL) return closed_error();
+    if (r == NULL) return srp_closed_error();
     if (!self->closed && open_live(self, false) == NULL) return NULL;
     if (!PyArg_ParseTuple(args, "IK", &entry, &seq)) return NULL;
     struct sr_error e;
@@ -571,7 +542,7 @@ static PyObject *region_head(PyObject *object, PyObject *unused)
 {
     (void)unused;
     srp_region *self = (srp_region *)object;
-    if (self->r == NULL) return closed_error();
+    if (self->r == NULL) return srp_closed_error();
     const struct sr_head *h = &self->r->head;
     return Py_BuildValue("{sssKsKsssssy#sIsIsIsKsN}", "name", self->r->name, "size", (unsigned long long)h->hd_size, "mapped",
                          (unsigned long long)h->hd_mapped, "backend", self->r->backend->name, "reason", h->hd_reason, "id",
@@ -595,37 +566,6 @@ static PyObject *region_uncommitted(PyObject *object, PyObject *args)
     if (r == NULL || !PyArg_ParseTuple(args, "KK", &off, &len)) return NULL;
     if (!sr_range_ok(off, len, r->head.hd_mapped)) return PyErr_Format(PyExc_ValueError, "outside the region");
     return PyLong_FromUnsignedLongLong(sr_region_uncommitted(r, (sr_off){off}, len));
-}
-
-/* _ticket(block) -> row; _claim(row, block) */
-static PyObject *region_ticket(PyObject *object, PyObject *args)
-{
-    unsigned block;
-    struct sr_region *r = ((srp_region *)object)->r;
-    if (r == NULL) return closed_error();
-    if (!PyArg_ParseTuple(args, "I", &block)) return NULL;
-    struct sr_error e;
-    uint32_t row;
-    return sr_ticket_issue(r, block, &row, &e) < 0 ? srp_raise(&e) : PyLong_FromUnsignedLong(row);
-}
-
-static PyObject *region_claim(PyObject *object, PyObject *args)
-{
-    unsigned row, block;
-    struct sr_region *r = ((srp_region *)object)->r;
-    if (r == NULL) return closed_error();
-    if (!PyArg_ParseTuple(args, "II", &row, &block)) return NULL;
-    sr_ticket_claim(r, row, block);
-    Py_RETURN_NONE;
-}
-
-/* _tickets(block=0) -> references under way to that block, or to any */
-static PyObject *region_tickets(PyObject *object, PyObject *args)
-{
-    unsigned block = 0;
-    if (!PyArg_ParseTuple(args, "|I", &block)) return NULL;
-    struct sr_region *r = ((srp_region *)object)->r;
-    return PyLong_FromUnsignedLong(r ? sr_tickets_open(r, block) : 0);
 }
 
 /* Not open either: in a forked child that could not become a member. */
@@ -699,9 +639,9 @@ static PyMethodDef methods[] = {
     {"_head", region_head, METH_NOARGS, NULL},
     {"_data", region_data, METH_NOARGS, NULL},
     {"_uncommitted", region_uncommitted, METH_VARARGS, NULL},
-    {"_ticket", region_ticket, METH_VARARGS, NULL},
-    {"_claim", region_claim, METH_VARARGS, NULL},
-    {"_tickets", region_tickets, METH_VARARGS, NULL},
+    {"_ticket", srp_region_ticket, METH_VARARGS, NULL},
+    {"_claim", srp_region_claim, METH_VARARGS, NULL},
+    {"_tickets", srp_region_tickets, METH_VARARGS, NULL},
     {0},
 };
 static PyGetSetDef getset[] = {

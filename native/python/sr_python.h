@@ -49,8 +49,9 @@ PyTypeObject *srp_region_type(void);
 struct sr_region *srp_open(srp_region *self);
 void srp_region_pin_added(srp_region *region);
 void srp_region_pin_dropped(srp_region *region);
-/* Let go of handles whose references have all arrived. */
-void srp_settle(void);
+/* Leave the region, or what is left of that. */
+void srp_region_give_back(srp_region *region);
+PyObject *srp_closed_error(void);
 /* Whether the address lies in the data segment of a region that is mapped here. */
 bool srp_region_maps(const void *at);
 
@@ -62,6 +63,15 @@ PyObject *srp_objects(struct sr_region *r);
 /* RegionCorrupt; NULL. */
 PyObject *srp_damaged(struct sr_region *r, const char *what);
 PyObject *srp_members(struct sr_region *r);
+
+/* tickets.c */
+/* Keep the handle until its references have arrived, though nothing else here looks at it. */
+void srp_linger(srp_region *region);
+/* Let go of handles whose references have all arrived. */
+void srp_settle(void);
+PyObject *srp_region_ticket(PyObject *region, PyObject *args);
+PyObject *srp_region_claim(PyObject *region, PyObject *args);
+PyObject *srp_region_tickets(PyObject *region, PyObject *args);
 
 /* onlooker.c */
 PyTypeObject *srp_onlooker_type(void);
