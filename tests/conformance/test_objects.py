@@ -211,6 +211,11 @@ def test_prefault_decodes_nothing(region: sr.Region, reader: sr.Region) -> None:
     reader._allow_pickle = False
     reader.prefault()
     assert Ticking.seen == before
+    b = np.asarray(reader["b"])
+    with open("/proc/self/pagemap", "rb") as pages:
+        for at in (b.ctypes.data, b.ctypes.data + b.nbytes - 1):
+            pages.seek(at // mmap.PAGESIZE * 8)
+            assert pages.read(8)[7] & 0x80, "the page is not mapped"
 
 
 def test_objects_need_a_word(region: sr.Region) -> None:
