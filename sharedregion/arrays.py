@@ -8,15 +8,18 @@ it has them. Where it is long, it is packed by zlib (kind 3).
 
 from __future__ import annotations
 
+import math
+import operator
 import struct
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedregion.errors import NotPlaceable, RegionCorrupt
 
-__all__ = ["array_over", "describe", "flat_bytes", "is_foreign"]
+__all__ = ["array_over", "describe", "dimensions", "flat_bytes", "is_foreign"]
 
 Array = NDArray[Any]
 
@@ -173,3 +176,22 @@ def flat_bytes(array: Array) -> Array | bytes | None:
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         return None
     return array.ravel(order="K").view(np.uint8)
+
+
+def dimensions(shape: SupportsIndex | Iterable[SupportsIndex], item: NDArray[Any]) -> tuple[int, ...]:
+    """As NumPy takes them, and those that an item has of its own. TypeError, ValueError."""
+    try:
+        dims: tuple[int, ...] = (operator.index(cast("SupportsIndex", shape)),)
+    except TypeError:
+        if not isinstance(shape, Iterable):
+            raise
+        dims = tuple(operator.index(n) for n in shape)
+    dims += item.shape[1:]
+    if any(n < 0 for n in dims):
+        raise ValueError(f"negative dimensions are not allowed: {dims}")
+    if len(dims) > 64:
+        raise ValueError(f"an array has 64 dimensions at most, not {len(dims)}")
+    # Of no bytes, but the way from item to item must be a number that a machine has.
+    if 0 in dims and math.prod(n or 1 for n in dims) * item.itemsize >= 1 << 63:
+        raise ValueError(f"the dimensions are too large: {dims}")
+    return dims

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sharedregion import _native
-from sharedregion.arrays import describe
+from sharedregion.arrays import describe, dimensions
 from sharedregion.codecs import file
 from sharedregion.errors import BackendUnavailable, NotPlaceable
 
@@ -106,16 +106,18 @@ def _described(
         fortran = bool(found.flags.f_contiguous and not found.flags.c_contiguous)
         offset = found.offset if isinstance(found, np.memmap) else 0
         return _Array(found.dtype, found.shape, fortran, offset)
-    kind = np.dtype(dtype)
-    if kind.hasobject or kind.itemsize == 0:
+    item = np.empty(0, dtype)
+    kind = item.dtype
+    if kind.hasobject or kind.itemsize == 0 or 0 in item.shape[1:]:
         raise NotPlaceable(f"a file does not hold an array of dtype {kind}")
     if shape is None:
-        if size % kind.itemsize:
-            raise ValueError(f"{path} has {size} bytes, which is no whole number of {kind}")
-        return _Array(kind, (size // kind.itemsize,), fortran=False, offset=0)
-    dims = tuple(int(n) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
+        each = kind.itemsize * math.prod(item.shape[1:])
+        if size % each:
+            raise ValueError(f"{path} has {size} bytes, which is no whole number of {np.dtype(dtype)}")
+        shape = size // each
+    dims = dimensions(shape, item)
     array = _Array(kind, dims, fortran=False, offset=0)
-    if any(n < 0 for n in dims) or array.nbytes > size:
+    if array.nbytes > size:
         raise ValueError(f"{path} has {size} bytes, an array {dims} of {kind} takes {array.nbytes}")
     return array
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import errno
 import math
-import operator
 import os
 import sys
 import weakref
@@ -19,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sharedregion import _native, codecs, references
 from sharedregion._sizes import format_size
-from sharedregion.arrays import array_over, describe
+from sharedregion.arrays import array_over, describe, dimensions
 from sharedregion.codecs import pickled
 from sharedregion.errors import (
     NotPlaceable,
@@ -215,7 +214,7 @@ class Region(_native.RegionHandle):
             raise ValueError(f"order {order!r} is neither 'C' nor 'F'")
         # What NumPy makes of a dtype: "(2,)f4" is a dimension more, "S" has one byte.
         item = np.empty(0, dtype)
-        kind, dims = item.dtype, _dimensions(shape, item)
+        kind, dims = item.dtype, dimensions(shape, item)
         nbytes = math.prod(dims) * kind.itemsize
         if nbytes > self.size:
             raise RegionFull(
@@ -519,25 +518,6 @@ class Region(_native.RegionHandle):
 
 
 MutableMapping.register(Region)
-
-
-def _dimensions(shape: SupportsIndex | Iterable[SupportsIndex], item: NDArray[Any]) -> tuple[int, ...]:
-    """As NumPy takes them, and those that an item has of its own. TypeError, ValueError."""
-    try:
-        dims: tuple[int, ...] = (operator.index(cast("SupportsIndex", shape)),)
-    except TypeError:
-        if not isinstance(shape, Iterable):
-            raise
-        dims = tuple(operator.index(n) for n in shape)
-    dims += item.shape[1:]
-    if any(n < 0 for n in dims):
-        raise ValueError(f"negative dimensions are not allowed: {dims}")
-    if len(dims) > 64:
-        raise ValueError(f"an array has 64 dimensions at most, not {len(dims)}")
-    # Of no bytes, but the way from item to item must be a number that a machine has.
-    if 0 in dims and math.prod(n or 1 for n in dims) * item.itemsize >= 1 << 63:
-        raise ValueError(f"the dimensions are too large: {dims}")
-    return dims
 
 
 def peek(name: str) -> dict[str, Any] | None:

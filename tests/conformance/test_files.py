@@ -55,3 +55,24 @@ def test_bad_files(tmp_path: Path, load) -> None:
         with pytest.raises(sr.SharedRegionError, match=name):
             load(tmp_path / name)
     assert sr.regions() == before
+
+
+def test_a_file_is_seen_as_numpy_would(region: sr.Region, tmp_path: Path) -> None:
+    """Items that are arrays themselves add their dimensions; a shape is whole numbers, and no more than there is."""
+    np.arange(6, dtype="f4").tofile(tmp_path / "numbers")
+    region.map_file("whole", tmp_path / "numbers", dtype="(2,)f4")
+    region.map_file("part", tmp_path / "numbers", dtype="(2,)f4", shape=2)
+    assert region["whole"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert region["part"].tolist() == [[0, 1], [2, 3]]
+    for dtype, shape, error in (
+        ("f4", 2.5, TypeError),
+        ("f4", "3", TypeError),
+        ("f4", -1, ValueError),
+        ("f4", 7, ValueError),
+        ("(2,)f4", 4, ValueError),
+        ("(5,)f4", None, ValueError),
+        ("(0,)f4", None, sr.NotPlaceable),
+    ):
+        with pytest.raises(error):
+            region.map_file("bad", tmp_path / "numbers", dtype=dtype, shape=shape)
+    assert "bad" not in region
