@@ -55,6 +55,8 @@ def test_examples_print_what_the_page_says(
     script = tmp_path / "example.py"
     script.write_text(code)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SHAREDREGION_")}
+    # As on a terminal: lines of this process and of those that it starts come in the order in which they are printed.
+    environment["PYTHONUNBUFFERED"] = "1"
     done = subprocess.run(
         [sys.executable, str(script)],
         check=False,
