@@ -124,7 +124,7 @@ $(VENV)/.docs: $(VENV)/.requirements
 	@touch $@
 
 docs: build $(VENV)/.docs ## build the documentation in site/, with the report of the stored measurements; a warning is an error
-	@$(BIN)/sharedregion bench --from bench/results/full.jsonl --report docs/report > /dev/null
+	@$(BIN)/sharedregion bench --from bench/results/full.jsonl --from bench/results/again.jsonl --report docs/report > /dev/null
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 dist: venv ## make a wheel in dist/
