@@ -115,7 +115,8 @@ static void step_all(const struct history *h, struct expected *x, pid_t pid, str
         if (verbose > 1 && changed) fprintf(stderr, "changed %s\n", where);
         atomic_fetch_add(&figures->changed, changed);
         atomic_fetch_add(&figures->points_by_kind[h->stepped.kind], 1);
-        if (!twice && t_below(random, 800) == 0) recover_stepped(h, x, shot, random);
+        /* Nobody recovers what is sealed. */
+        if (!twice && h->stepped.kind != SEAL && t_below(random, 800) == 0) recover_stepped(h, x, shot, random);
         if (!twice && pauses < PAUSES && t_below(random, 40) == 0) {
             pauses++;
             others(h, x, random, serial++);
