@@ -181,7 +181,7 @@ BUDGETS: tuple[Budget, ...] = (
         more=True,
         why="A small put is nearly all inside the region's one lock. On two idle processors a second writer adds the way of the "
         "lock, and of all that it guards, from one to the other; writers that find it taken rest so long that this happens every "
-        "few changes. Longer rests would cost no throughput at all, and every other writer time.",
+        "few changes. Longer rests would lose less, and cost every other writer time.",
     ),
     Budget(
         "large-fresh",
