@@ -69,7 +69,6 @@ def _clear_errors(path: str) -> Iterator[None]:
         TypeError,
         OverflowError,
         SyntaxError,
-        NotImplementedError,
     ) as error:
         raise SharedRegionError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, RecursionError) as error:
