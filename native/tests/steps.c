@@ -80,7 +80,7 @@ static void recover_stepped(const struct history *h, const struct expected *x, c
 /* Step to the end of the operation; every state on the way is checked. */
 static void step_all(const struct history *h, struct expected *x, pid_t pid, struct segments *on, struct snapshot *shot, enum lives lives, uint64_t *random)
 {
-    const struct window data = data_window(h);
+    const struct window data = looked_at;
     uint64_t steps = 0;
     bool twice = lives != EITHER;
     uint32_t serial = (uint32_t)t_random(random), pauses = h->alone ? PAUSES : 0;
@@ -153,6 +153,7 @@ static void run_history(const struct history *h)
     snprintf(where, sizeof where, "history %llu (%s), setup", (unsigned long long)h->seed, kind_names[h->stepped.kind]);
     pid_t pid = start_child(h, false);
     expect(h, &x);
+    looked_at = data_window(h);
     struct segments real;
     open_segments(&real, region_name, false, data_length(h));
     step_all(h, &x, pid, &real, &shots[0], EITHER, &random);

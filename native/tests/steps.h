@@ -96,7 +96,7 @@ uint64_t block_of(uint64_t len);
 #define FILLER_FROM SR_MIB
 /* Of the data segment's file; and what of it is looked at: all that is no filler. */
 uint64_t data_length(const struct history *h);
-struct window { uint64_t from, len; };
+struct window { struct part { uint64_t from, len; } parts[2]; };
 struct window data_window(const struct history *h);
 
 /* --- steps_code.c */
@@ -122,7 +122,9 @@ struct segments {
  * of it is shown. */
 struct snapshot {
     unsigned char *catalog, *members, *data;
-    uint64_t catalog_len, members_len, data_len, data_from;
+    uint64_t catalog_len, members_len;
+    struct window data_of;     /* whose parts stand in `data` one after the other */
+    bool data_known;
     uint64_t shown, backed;
     uint32_t calls;
 };
@@ -130,6 +132,8 @@ void open_segments(struct segments *s, const char *name, bool make, uint64_t dat
 void close_segments(struct segments *s);
 void unlink_segments(struct segments *s);
 bool names_gone(const char *name);
+/* Whether snapshots have these bytes of the data segment. */
+bool is_looked_at(struct window data, uint64_t at, uint64_t len);
 void new_snapshot(struct snapshot *shot);
 void clear_snapshot(struct snapshot *shot);
 bool update(struct snapshot *shot, const struct segments *s, struct window data);
@@ -143,6 +147,7 @@ void check_memory(const struct segments *s, const struct snapshot *shot);
 enum lives { DEAD, ALIVE, EITHER };
 extern struct segments copy, second;    /* where a crash point is checked; whose recovery is stepped */
 extern uint32_t seen_may;               /* which of the two it was that look_at_all found */
+extern struct window looked_at;         /* of the history that is stepped */
 uint64_t look_at_all(struct sr_region *r, const struct expected *x, bool hold);
 void put(struct sr_region *r, const struct object *o, int *result);
 void check_point(const struct expected *x, const struct snapshot *shot, enum lives lives, uint64_t *random);

@@ -5,6 +5,8 @@
 #include "steps.h"
 
 /* Whether what the region says of the name is this. */
+struct window looked_at;
+
 static bool is_object(struct sr_region *r, const struct object *o, bool hold)
 {
     static struct sr_found f;
@@ -13,6 +15,7 @@ static bool is_object(struct sr_region *r, const struct object *o, bool hold)
     int got = sr_catalog_get(r, o->name, strlen(o->name), hold, &f, &error);
     if (got == SR_E_NO_OBJECT) return !o->there;
     if (got != 0) BAD("get of '%.20s': %d %s", o->name, got, error.what);
+    NEED(f.len >= FILLER_FROM || is_looked_at(looked_at, f.off.at, f.len), "'%.20s' lies at %llu, where no snapshot has it", o->name, (unsigned long long)f.off.at);
     bool same = o->there && f.len == o->len && f.meta_len == o->meta_len && f.flags == o->flags;
     if (same) {
         t_fill(meta, o->meta_len, ~o->seed);

@@ -32,12 +32,13 @@ uint64_t data_length(const struct history *h)
     return shape.mapped;
 }
 
-/* Small objects follow the filler, which ends shortly before the second large page. */
+/* Small objects follow the filler, which ends shortly before the second large page; and what is long
+ * there leaves them the end of it. */
 struct window data_window(const struct history *h)
 {
-    struct window w = {0, sr_min(data_length(h), DATA_MAX)};
-    if (h->grows) w.from = SR_LARGE_PAGE - DATA_MAX / 4;
-    return w;
+    const uint64_t half = DATA_MAX / 2;
+    if (!h->grows) return (struct window){{{0, sr_min(data_length(h), DATA_MAX)}}};
+    return (struct window){{{SR_LARGE_PAGE - half / 2, half}, {GROWING - half, half}}};
 }
 
 uint64_t block_of(uint64_t len) { return sr_max(sr_align_up(len, SR_BLOCK_UNIT), SR_BLOCK_UNIT); }

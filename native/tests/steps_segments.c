@@ -134,26 +134,43 @@ static bool update_part(unsigned char *shadow, uint64_t *known, const unsigned c
 /* To look at memory that is not there would make it. */
 static bool has_memory(const struct snapshot *shot, uint64_t at) { return shot->backed >> (at / SR_LARGE_PAGE) & 1; }
 
+/* A part of the data segment; on msharefs, as much of it as has memory. */
+static bool update_data(struct snapshot *shot, const struct segments *s, struct part part, unsigned char *shadow)
+{
+    bool changed = false;
+    for (uint64_t at = part.from, end; at < part.from + part.len; at = end) {
+        end = sr_min(sr_align_down(at, SR_LARGE_PAGE) + SR_LARGE_PAGE, part.from + part.len);
+        uint64_t len = end - at, known = shot->data_known ? len : 0;
+        if (!on_msharefs || has_memory(shot, at)) changed |= update_part(shadow + (at - part.from), &known, s->data + at, len);
+        else memset(shadow + (at - part.from), 0, len);
+    }
+    return changed;
+}
+
+bool is_looked_at(struct window data, uint64_t at, uint64_t len)
+{
+    for (int i = 0; i < 2; i++)
+        if (at >= data.parts[i].from && at + len <= data.parts[i].from + data.parts[i].len) return true;
+    return false;
+}
+
 bool update(struct snapshot *shot, const struct segments *s, struct window data)
 {
     bool changed = update_part(shot->catalog, &shot->catalog_len, s->catalog, catalog_in_use(s->catalog));
     changed |= update_part(shot->members, &shot->members_len, s->members, members_in_use(s->members));
-    shot->data_from = data.from;
-    if (!on_msharefs) return changed | update_part(shot->data, &shot->data_len, s->data + data.from, data.len);
-    uint64_t shown = shot->shown, backed = t_backed(s->data_fd, s->data_size);
-    uint32_t calls = atomic_load(&control->calls) + 1;
-    if (shot->calls != calls) shown = t_shown(s->share_fd, s->data_fd, s->data_size);
-    changed |= shown != shot->shown || backed != shot->backed;
-    shot->shown = shown;
-    shot->backed = backed;
-    shot->calls = calls;
-    for (uint64_t at = 0; at < data.len;) {
-        uint64_t end = sr_min(sr_align_down(data.from + at, SR_LARGE_PAGE) + SR_LARGE_PAGE - data.from, data.len), known = shot->data_len > at ? end - at : 0;
-        if (has_memory(shot, data.from + at)) changed |= update_part(shot->data + at, &known, s->data + data.from + at, end - at);
-        else memset(shot->data + at, 0, end - at);
-        at = end;
+    if (on_msharefs) {
+        uint64_t shown = shot->shown, backed = t_backed(s->data_fd, s->data_size);
+        uint32_t calls = atomic_load(&control->calls) + 1;
+        if (shot->calls != calls) shown = t_shown(s->share_fd, s->data_fd, s->data_size);
+        changed |= shown != shot->shown || backed != shot->backed;
+        shot->shown = shown;
+        shot->backed = backed;
+        shot->calls = calls;
     }
-    shot->data_len = data.len;
+    shot->data_of = data;
+    changed |= update_data(shot, s, data.parts[0], shot->data);
+    changed |= update_data(shot, s, data.parts[1], shot->data + data.parts[0].len);
+    shot->data_known = true;
     return changed;
 }
 
@@ -162,12 +179,14 @@ void new_snapshot(struct snapshot *shot)
     shot->catalog = calloc(1, CATALOG_MAX);
     shot->members = calloc(1, MEMBERS_SEEN);
     shot->data = calloc(1, DATA_MAX);
-    shot->catalog_len = shot->members_len = shot->data_len = 0;
+    shot->catalog_len = shot->members_len = 0;
+    shot->data_known = false;
 }
 
 void clear_snapshot(struct snapshot *shot)
 {
-    shot->catalog_len = shot->members_len = shot->data_len = shot->calls = 0;
+    shot->catalog_len = shot->members_len = shot->calls = 0;
+    shot->data_known = false;
 }
 
 /* Memory behind the same granules, a page of each, and the same of them shown. */
@@ -216,8 +235,12 @@ void restore(struct segments *to, const struct snapshot *shot)
     memcpy(to->members, shot->members, shot->members_len);
     memset(to->members + shot->members_len, 0, MEMBERS_SEEN - shot->members_len);
     if (on_msharefs) restore_memory(to, shot);
-    for (uint64_t at = 0; at < shot->data_len; at += SR_PAGE)
-        if (!on_msharefs || has_memory(shot, shot->data_from + at)) memcpy(to->data + shot->data_from + at, shot->data + at, SR_PAGE);
+    const unsigned char *data = shot->data;
+    for (int i = 0; i < 2; i++) {
+        const struct part part = shot->data_of.parts[i];
+        for (uint64_t at = part.from; at < part.from + part.len; at += SR_PAGE, data += SR_PAGE)
+            if (!on_msharefs || has_memory(shot, at)) memcpy(to->data + at, data, SR_PAGE);
+    }
     struct sr_head *h = (struct sr_head *)to->catalog;
     memset(h->hd_name, 0, sizeof h->hd_name);
     h->hd_name_len = (uint32_t)strlen(to->name);
