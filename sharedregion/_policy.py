@@ -138,6 +138,9 @@ _SHAPE = {
 }
 
 
+_BY_MSHAREFS = "one set of page tables for all, by msharefs"
+
+
 def _blank(name: str) -> Candidate:
     backend, page_size = _SHAPE[name]
     return Candidate(name, backend, page_size, usable=False, reason="")
@@ -156,9 +159,7 @@ def _msharefs(facts: Facts, request: Request) -> Candidate:
         if pages.usable
         else f"4 KiB pages ({pages.reason})"
     )
-    served = _shmem(
-        blank, facts, request, f"one set of page tables for all, by msharefs at {facts.msharefs.path}"
-    )
+    served = _shmem(blank, facts, request, _BY_MSHAREFS + facts.msharefs.place)
     if not served.usable:
         return served
     why = "" if request.size is None else ": " + _test_hugetlb("hugetlb-2m", facts, _as_auto(request)).reason
@@ -178,7 +179,7 @@ def _msharefs_of_hugetlb(facts: Facts, request: Request) -> Candidate | None:
         "msharefs",
         pool.page_size,
         usable=True,
-        reason=f"one set of page tables for all, by msharefs at {facts.msharefs.path}",
+        reason=_BY_MSHAREFS + facts.msharefs.place,
         commit=pool.commit,
         place="hugetlb",
         notes=(f"its memory is reserved {format_size(pool.page_size)} pages: {pool.reason}", *pool.notes),

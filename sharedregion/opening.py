@@ -67,7 +67,7 @@ def create(
     import logging
 
     from sharedregion import _policy
-    from sharedregion._kernel.facts import gather
+    from sharedregion._machine import machine
 
     log = logging.getLogger("sharedregion")
     bytes_wanted = -(-parse_size(size) // PAGE) * PAGE
@@ -91,7 +91,7 @@ def create(
     failures: list[str] = []
     remedy: str | None = None
     number: int | None = None
-    facts = _with_experience(gather())
+    facts = _with_experience(machine())
     candidates = _policy.choose(facts, request)
     for candidate in candidates:
         if not candidate.usable:
@@ -296,9 +296,9 @@ def backends(size: int | str | None = None) -> list[Candidate]:
     With `size`, for a region of that size.
     """
     from sharedregion import _policy
-    from sharedregion._kernel.facts import gather
+    from sharedregion._machine import machine
 
-    facts = _try_msharefs(gather())
+    facts = _try_msharefs(machine())
     if size is None:
         return _policy.survey(facts)
     return _policy.choose(facts, _policy.Request(parse_size(size)))

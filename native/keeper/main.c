@@ -79,7 +79,7 @@ static void make_share(const char *path, uint64_t size)
         keeper.share_step = SR_KEEPER_SIZE;
         r = sr_msharefs_size(keeper.share_rw, size);
     }
-    if (r >= 0) r = keeper.share_ro = sr_sys_reopen(keeper.share_rw, O_RDONLY);
+    if (r >= 0) r = keeper.share_ro = sr_msharefs_reader(keeper.share_rw);
     if (r >= 0) return;
     if (keeper.share_rw >= 0) sr_sys->close(keeper.share_rw);
     keeper.share_rw = keeper.share_ro = r;

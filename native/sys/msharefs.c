@@ -27,10 +27,11 @@
 
 struct sr_msharefs_abi {
     const char *name;
-    int (*unit)(const char *path, uint64_t *unit);    /* -ENODEV: not mine */
+    int (*unit)(const char *path, uint64_t *unit);    /* -ENODEV: not mine; path "": is one needed? */
     int (*make)(const char *path, unsigned mode);
     bool (*mine)(int region);
     int (*size)(int region, uint64_t size);
+    int (*reader)(int region);
     int (*place)(int region, uint64_t at, uint64_t len, int fd, uint64_t from);
     int (*remove)(int region, uint64_t at, uint64_t len);
     int (*attach)(int region, uint64_t size, uint64_t unit, struct sr_map *map);
@@ -68,6 +69,7 @@ static bool v3_mine(int fd)
 
 static int v3_open(const char *path)
 {
+    if (*path == '\0') return -ENODEV;    /* a file system has a place */
     SR_FD dir = sr_sys->openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
     if (dir < 0) return dir;
     return v3_mine(dir) ? sr_sys_keep(&dir) : -ENODEV;
@@ -114,6 +116,9 @@ static int v3_size(int region, uint64_t size)
     return r < 0 ? r : (uint64_t)st.st_size == size ? 0 : -EINVAL;
 }
 
+/* It may CREATE and UNMAP all the same: in v3 who may read may do everything. */
+static int v3_reader(int region) { return sr_sys_reopen(region, O_RDONLY); }
+
 static int v3_place(int region, uint64_t at, uint64_t len, int fd, uint64_t from)
 {
     if (!sr_is_aligned(at | from, SR_PAGE)) return -EINVAL;
@@ -140,13 +145,16 @@ static int v3_attach(int region, uint64_t size, uint64_t unit, struct sr_map *ma
 }
 
 static const struct sr_msharefs_abi v3 = {
-    .name = "v3", .unit = v3_unit, .make = v3_make, .mine = v3_mine, .size = v3_size, .place = v3_place,
-    .remove = v3_remove, .attach = v3_attach,
+    .name = "v3", .unit = v3_unit, .make = v3_make, .mine = v3_mine, .size = v3_size, .reader = v3_reader,
+    .place = v3_place, .remove = v3_remove, .attach = v3_attach,
 };
 
 /* --- the choice ------------------------------------------------------------------------------- */
 
-static const struct sr_msharefs_abi *const table[] = {&v3};
+#ifndef SR_MSHAREFS_SERIES    /* a test lists more */
+#define SR_MSHAREFS_SERIES &v3
+#endif
+static const struct sr_msharefs_abi *const table[] = {SR_MSHAREFS_SERIES};
 
 /* A power of two, from a large page to a quarter of the address space. */
 static bool absurd(uint64_t unit) { return unit < SR_LARGE_PAGE || unit > UINT64_C(1) << 45 || (unit & (unit - 1)) != 0; }
@@ -177,6 +185,12 @@ int sr_msharefs_size(int region, uint64_t size)
 {
     const struct sr_msharefs_abi *abi = abi_of(region);
     return abi ? abi->size(region, size) : -ENOTTY;
+}
+
+int sr_msharefs_reader(int region)
+{
+    const struct sr_msharefs_abi *abi = abi_of(region);
+    return abi ? abi->reader(region) : -ENOTTY;
 }
 
 int sr_msharefs_place(int region, uint64_t at, uint64_t len, int fd, uint64_t from)

@@ -3,7 +3,8 @@
  * Linux has no such thing yet: patches are proposed, and their interface changes from one series to
  * the next. All that depends on a series stands in msharefs.c, one struct of operations each; this
  * header says what they have in common, and nobody else knows more. To add a series: write its
- * operations there and list them. Which one a machine has is found by trying.
+ * operations there and list them. Which one a machine has is found by trying. A series may need a mount
+ * or, as one by system calls would, none: it is asked with the path "" then.
  *
  * What every caller must keep to (each seen on a kernel with series v3):
  *   - The thread that makes a region owns it. When that thread ends, all that is mapped in the
@@ -25,11 +26,12 @@ struct sr_msharefs_abi;
 /* What a machine offers. */
 struct sr_msharefs {
     const struct sr_msharefs_abi *abi;
-    const char *path;          /* the caller's                                               */
+    const char *path;          /* the caller's; "" without a mount                           */
     uint64_t unit;             /* address space of a region comes in multiples of this       */
 };
 
-/* Ask every known series for `path`. -ENODEV: it is no msharefs; -ERANGE: its unit is absurd. */
+/* Ask every known series for `path`, or with "" those that need none. -ENODEV: it is no msharefs;
+ * -ERANGE: its unit is absurd. */
 int sr_msharefs_find(const char *path, struct sr_msharefs *found);
 const char *sr_msharefs_abi_name(const struct sr_msharefs *m);
 
@@ -39,6 +41,9 @@ int sr_msharefs_make(const struct sr_msharefs *m, unsigned mode);
 int sr_msharefs_size(int region, uint64_t size);
 
 /* The rest works on any descriptor of a region. -ENOTTY for one that no known series made. */
+
+/* Another descriptor, for those who may only read. */
+int sr_msharefs_reader(int region);
 
 /* Show [from, from + len) of the file `fd` in the region at `at`, for reading only. -EEXIST if
  * something is there. Large pages appear as such where `at` and `from` agree modulo their size. */

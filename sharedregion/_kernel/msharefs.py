@@ -24,7 +24,7 @@ class Msharefs:
     """What can be seen without making anything.
 
     `unit` is what the address space of a region is a multiple of, in bytes; None where the mount does
-    not say. `usable` says whether this user may make files there. `sticky` is whether its folder lets
+    not say. `path` is empty where an msharefs needs no mount. `usable` says whether this user may make files there. `sticky` is whether its folder lets
     only the owner of a file remove it. `refused` is why the kernel did not do what the mount promised,
     when that was tried.
     """
@@ -40,6 +40,11 @@ class Msharefs:
     def mounted(self) -> bool:
         """True where the mount table, or the environment, says where it is."""
         return self.path is not None
+
+    @property
+    def place(self) -> str:
+        """What follows its name in a sentence: where it is mounted, and nothing where it needs no mount."""
+        return f" at {self.path}" if self.path else ""
 
     @property
     def mount_command(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from sharedregion import _policy
-from sharedregion._kernel.facts import gather
+from sharedregion._machine import machine
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
 from sharedregion.cli.options import size_option
@@ -23,7 +23,7 @@ __all__ = ["backends"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def backends(size: int | None, as_json: bool) -> None:
     """Show the kinds of memory behind a region, best first."""
-    facts = gather()
+    facts = machine()
     if size is None:
         candidates = _policy.survey(facts)
         chosen = None

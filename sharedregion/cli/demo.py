@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from sharedregion import _demo, _policy, _story
-from sharedregion._kernel.facts import Facts, gather
+from sharedregion._kernel.facts import Facts
+from sharedregion._machine import machine
 from sharedregion._sizes import format_size
 from sharedregion.cli import render
 from sharedregion.cli.options import backend_option, size_option
@@ -60,7 +61,7 @@ def demo(
     say: Callable[[str], None] = (lambda _: None) if as_json else (lambda text: render.note(f"... {text}"))
     # The library warns of 4 KiB pages; here they are measured on purpose, and the table says it.
     logging.getLogger("sharedregion").setLevel(logging.ERROR)
-    facts = gather()
+    facts = machine()
     source, size, notes = _source(path, size)
     request = _policy.resolve(size, "auto", backend, os.environ)
     candidates = _policy.choose(facts, request)

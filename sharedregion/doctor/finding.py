@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from sharedregion import _policy
 from sharedregion._kernel.facts import Facts, gather
 from sharedregion._kernel.mounts import Mount, ShmSpace, mount_table
+from sharedregion._machine import machine
 from sharedregion.inventory import RegionInfo
 
 __all__ = ["BROKEN", "LESS", "NOTE", "OK", "Check", "Finding", "Scene"]
@@ -72,7 +73,7 @@ class Scene:
     @cached_property
     def facts(self) -> Facts:
         """What the choice of a backend rests on."""
-        facts = gather(self.root)
+        facts = machine() if self.live else gather(self.root)
         return facts if self._shm is None else replace(facts, shm=self._shm)
 
     @cached_property

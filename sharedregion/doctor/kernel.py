@@ -67,6 +67,9 @@ class Msharefs(Check):
         ]
         if seen.path is None:
             return self.found(LESS, "the kernel has msharefs, but it is not mounted", commands=make)
+        if seen.path == "":
+            evidence = [f"interface: {self._interface('')}, which needs no mount"]
+            return self._serves(scene, "there", evidence)
         evidence = [f"mounted at {seen.path}"]
         unit = read_int(scene.root, f"{seen.path}/mshare_info")
         if unit is not None:
@@ -83,11 +86,14 @@ class Msharefs(Check):
                 evidence,
                 [scene.as_root(f"chmod 1777 {shlex.quote(seen.path)}")],
             )
+        return self._serves(scene, "mounted", evidence)
+
+    def _serves(self, scene: Scene, how: str, evidence: list[str]) -> Finding:
         candidate = scene.candidate("msharefs")
-        if not candidate.usable:
-            commands = [candidate.remedy] if candidate.remedy else []
-            return self.found(NOTE, f"mounted; not used: {candidate.reason}", evidence, commands)
-        return self.found(OK, f"mounted at {seen.path} and usable", evidence)
+        if candidate.usable:
+            return self.found(OK, f"{how}{scene.facts.msharefs.place} and usable", evidence)
+        commands = [candidate.remedy] if candidate.remedy else []
+        return self.found(NOTE, f"{how}; not used: {candidate.reason}", evidence, commands)
 
     @staticmethod
     def _interface(path: str) -> str:

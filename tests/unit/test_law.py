@@ -26,6 +26,7 @@ LEVELS = {
     "_policy": 2,
     "_block_policy": 2,
     "_native": 2,
+    "_machine": 2,
     "_blocks": 2,
     "_elsewhere": 3,
     "region": 3,
@@ -65,12 +66,11 @@ ONLY = {
     "_frameworks": {"errors"},
     "_kernel": {"errors", "_kernel"},
     "_policy": {"errors", "_sizes", "_kernel"},
+    "_machine": {"_kernel", "_native"},
     "_block_policy": set(),
     "_tracker": set(),
 }
 #: The public face may import all that it shows, and never what is imported only when asked for.
-FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_guardian", "_signals", "_story"}
-HEAVY = ["click", "rich", "matplotlib", "torch", "pandas", "psutil", "sharedregion.cli", "sharedregion.bench"]
 FACE = {name for name, level in LEVELS.items() if level <= 6} - {"_demo", "_signals", "_story", "_tracker"}
 HEAVY = [
     "numpy",
