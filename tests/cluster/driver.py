@@ -136,7 +136,7 @@ def broadcast(client: Client, size: int) -> dict[str, Any]:
     answer = {"right": right, "homes": client.run(homes), "counts": client.run(counts), "seconds": took}
     after = client.run(memory)
     answer["grown"] = {worker: [after[worker][i] - before[worker][i] for i in (0, 1)] for worker in after}
-    say("placed")
+    say("now")
     del future, sums
     return answer
 
@@ -222,7 +222,7 @@ def lose(client: Client, size: int) -> dict[str, Any]:
     data = client.submit(np.arange, size // 8, dtype="f8")
     futures = [client.submit(slow_sum, data, part, retries=10) for part in range(48)]
     wait(futures[:4])
-    say("running")
+    say("now")
     values = client.gather(futures)
     return {"right": values == [float(array[part::16].sum()) for part in range(48)]}
 

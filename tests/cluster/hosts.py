@@ -141,7 +141,10 @@ def _die_with_parent() -> None:
 def converse(
     program: "subprocess.Popen[str]", meanwhile: Callable[[], object], say: Callable[[], str]
 ) -> Any:
-    """The answer of a program, a line of JSON; `meanwhile` is done at each other line. It goes on when it reads a line."""
+    """The answer of a program, a line of JSON; `meanwhile` is done when it says "now". It goes on when it reads a line.
+
+    Other lines are a framework's own, and come at any time: Ray prints warnings to the standard output.
+    """
     assert program.stdin is not None
     assert program.stdout is not None
     answer = None
@@ -150,8 +153,10 @@ def converse(
     for line in program.stdout:
         if line.startswith("{"):
             answer = json.loads(line)
-        else:
+        elif line == "now\n":
             meanwhile()
+        else:
+            continue
         program.stdin.write("\n")
         program.stdin.flush()
         if answer is not None:

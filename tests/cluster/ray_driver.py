@@ -216,7 +216,7 @@ def host_cut() -> dict[str, Any]:
     spread = slow_sum.options(scheduling_strategy="SPREAD")
     refs = [spread.remote(of, part) for of in (array, data) for part in range(32)]
     ray.wait(refs, num_returns=4)
-    say("running")
+    say("now")
     values = ray.get(refs, timeout=240)
     try:
         ray.get(lost, timeout=120)
