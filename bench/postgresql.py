@@ -41,7 +41,7 @@ class Cluster:
         # All processes are forked from one, so what chance decides of its layout counts once for each: two
         # servers that differ in nothing else may differ by four tables a process. Seccomp may forbid it.
         fixed = ["setarch", platform.machine(), "--addr-no-randomize"]
-        self._fixed = []
+        self._fixed: list[str] = []
         if (
             shutil.which(fixed[0])
             and not subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode
