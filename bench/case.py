@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["GIB", "KIB", "MIB", "MOST", "OURS", "Bars", "Case", "Job", "Lines", "Metric", "Sample", "Setting"]
 
@@ -130,5 +131,5 @@ class Case:
     charts: Sequence[Bars | Lines] = ()
     #: What a reader should know before believing the figures, in whole sentences.
     notes: Sequence[str] = ()
-    #: Said after the table, from the samples of this case: exact arithmetic, for example.
-    epilogue: Callable[[Sequence[Mapping[str, object]]], Sequence[str]] | None = None
+    #: Said after the table, from the rows of this case: exact arithmetic, for example.
+    epilogue: Callable[[Sequence[Any]], Sequence[str]] | None = None

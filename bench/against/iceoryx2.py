@@ -50,7 +50,7 @@ def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[str]:
         .create()
     )
     sample = publisher.loan_slice_uninit(size)
-    fill(np.frombuffer((ctypes.c_uint8 * size).from_address(sample.payload_ptr), np.uint8))
+    fill(np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(sample.payload_ptr)))
     sample.assume_init().send()
     done = threading.Event()
 

@@ -9,25 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from sharedregion.bench.against import Bytes, Fill, Peer, Store, Values
+from sharedregion.bench.against import Bytes, Fill, Peer, Store, Ticket, Values
 
-_FAST = {"sync": False, "metasync": False, "writemap": True, "map_async": True}
+_FAST: dict[str, Any] = {"sync": False, "metasync": False, "writemap": True, "map_async": True}
 
 
-def _open(folder: str, room: int) -> Any:
+def _open(ticket: Ticket) -> Any:
     import lmdb
 
+    folder, room = ticket
     os.makedirs(folder, exist_ok=True)
     return lmdb.open(folder, map_size=room, max_readers=512, **_FAST)
 
 
 @contextlib.contextmanager
-def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[list[Any]]:
+def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[Ticket]:
     folder = os.path.join(where[1], "lmdb-held")
     room = size + size // 8 + (64 << 20)
     data = np.empty(size, np.uint8)
     fill(data)
-    with _open(folder, room) as environment:
+    with _open([folder, room]) as environment:
         with environment.begin(write=True) as transaction:
             transaction.put(b"data", data.data)
         del data
@@ -37,7 +38,7 @@ def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def view(ticket: list[Any]) -> Iterator[Bytes]:
+def view(ticket: Ticket) -> Iterator[Bytes]:
     import lmdb
 
     folder, room = ticket
@@ -49,7 +50,7 @@ def view(ticket: list[Any]) -> Iterator[Bytes]:
 
 
 class _Store:
-    def __init__(self, environment: Any, ticket: list[Any]) -> None:
+    def __init__(self, environment: Any, ticket: Ticket) -> None:
         self._environment = environment
         self.ticket = ticket
 
@@ -69,13 +70,13 @@ class _Store:
 @contextlib.contextmanager
 def store(room: int, where: tuple[str, str]) -> Iterator[Store]:
     ticket = [os.path.join(where[1], "lmdb-store"), 2 * room]
-    with _open(*ticket) as environment:
+    with _open(ticket) as environment:
         yield _Store(environment, ticket)
 
 
 @contextlib.contextmanager
-def join(ticket: list[Any]) -> Iterator[Store]:
-    with _open(*ticket) as environment:
+def join(ticket: Ticket) -> Iterator[Store]:
+    with _open(ticket) as environment:
         yield _Store(environment, ticket)
 
 

@@ -25,7 +25,7 @@ def _attach(name: str) -> SharedMemory:
 def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[str]:
     memory = SharedMemory(f"{where[0]}held", create=True, size=size)
     try:
-        array = np.frombuffer(memory.buf, np.uint8)
+        array = np.ndarray(size, np.uint8, memory.buf)
         fill(array)
         del array
         yield memory.name
@@ -38,7 +38,7 @@ def hold(size: int, fill: Fill, where: tuple[str, str]) -> Iterator[str]:
 @contextlib.contextmanager
 def view(ticket: str) -> Iterator[Bytes]:
     memory = _attach(ticket)
-    yield np.frombuffer(memory.buf, np.uint8)
+    yield np.ndarray(memory.size, np.uint8, memory.buf)
     with contextlib.suppress(BufferError):
         memory.close()
 
@@ -57,13 +57,13 @@ class _Store:
             # There is no replacing: the old one goes, and for a moment there is none.
             self.delete(name)
             memory = SharedMemory(block, create=True, size=value.nbytes)
-        np.frombuffer(memory.buf, value.dtype, value.size)[:] = value
+        np.ndarray(value.size, value.dtype, memory.buf)[:] = value
         resource_tracker.unregister(f"/{block}", "shared_memory")
         memory.close()
 
     def look(self, name: str) -> float:
         memory = SharedMemory(f"{self.ticket}{name}")
-        first = float(np.frombuffer(memory.buf, np.float64, 1)[0])
+        first = float(np.ndarray(1, np.float64, memory.buf)[0])
         resource_tracker.unregister(f"/{self.ticket}{name}", "shared_memory")
         memory.close()
         return first

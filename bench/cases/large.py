@@ -31,7 +31,7 @@ def plan(setting: Setting) -> list[Job]:
 def _standard(source: Any, prefix: str) -> Iterator[Sample]:
     started = time.perf_counter()
     memory = SharedMemory(f"{prefix}large", create=True, size=source.nbytes)
-    array = np.frombuffer(memory.buf, "u1")
+    array = np.ndarray(source.nbytes, "u1", memory.buf)
     array[:] = source
     yield "fresh", source.nbytes / (time.perf_counter() - started)
     started = time.perf_counter()

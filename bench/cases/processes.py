@@ -41,7 +41,7 @@ def _work_in_block(name: str, count: int) -> tuple[int, float]:
     global _block
     if _block is None:
         _block = SharedMemory(name)
-    return _work(np.frombuffer(_block.buf, "f8", count))
+    return _work(np.ndarray(count, "f8", _block.buf))
 
 
 def measure(job: Job) -> Iterator[Sample]:
@@ -57,7 +57,7 @@ def measure(job: Job) -> Iterator[Sample]:
         task = (_work, sr.share(array))
     elif job.subject == _BLOCKS:
         block = SharedMemory(create=True, size=array.nbytes)
-        np.frombuffer(block.buf, "f8", array.size)[:] = array
+        np.ndarray(array.size, "f8", block.buf)[:] = array
         task = (_work_in_block, block.name, array.size)
     else:
         task = (_work, array)
