@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from sharedregion.bench.case import MIB, Bars, Job, Metric, Sample, Setting
 
-__all__ = ["METRICS", "bars", "costs", "jobs"]
+__all__ = ["METRICS", "bars", "busy", "costs", "jobs"]
 
 METRICS = {
     "pss": Metric("B", "its memory (PSS)"),
@@ -35,12 +35,13 @@ def jobs(
     framework: tuple[str, ...],
     *,
     size: int,
+    quick: int = 16 * MIB,
     workers: int,
     seconds: float,
 ) -> list[Job]:
-    """Each subject with `size` bytes of data; a row that says so where the framework is not there."""
+    """Each subject with `size` bytes of data, `quick` in a quick run; a row that says so where the framework is not there."""
     workers = 2 if setting.quick else workers
-    size = setting.small or (16 * MIB if setting.quick else size)
+    size = setting.small or (quick if setting.quick else size)
     missing = [name for name in framework if importlib.util.find_spec(name) is None]
     cannot = f"not installed: pip install {' '.join(missing)}" if missing else None
     return [
@@ -50,11 +51,16 @@ def jobs(
             {"size": size, "workers": workers},
             rounds=1 if setting.quick else 3,
             memory=size * (workers + 3) + workers * 400 * MIB,
-            seconds=2 if setting.quick else seconds,
+            seconds=1 if setting.quick else seconds,
             cannot=cannot,
         )
         for subject in subjects
     ]
+
+
+def busy(job: Job, seconds: float) -> float:
+    """For how long throughput is measured: a quick run shows that it can be."""
+    return 0.1 if job.quick else seconds
 
 
 def _pss(pid: int) -> int:

@@ -23,7 +23,7 @@ def plan(setting: Setting) -> list[Job]:
             {"processes": many},
             rounds=1 if setting.quick else 2,
             memory=many * 2 * MIB,
-            seconds=1 + many / 150,
+            seconds=0.4 + many / 150,
         ),
         Job(
             CASE.name,
@@ -31,7 +31,7 @@ def plan(setting: Setting) -> list[Job]:
             {"processes": many, "mappings": 1},
             rounds=1 if setting.quick else 2,
             memory=many * 2 * MIB,
-            seconds=1 + many / 150,
+            seconds=0.4 + many / 150,
         ),
     ]
 

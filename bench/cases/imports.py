@@ -28,14 +28,15 @@ _PROGRAMS = {
 def plan(setting: Setting) -> list[Job]:
     """Both, in turn."""
     return [
-        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 3, seconds=1.5) for subject in _PROGRAMS
+        Job(CASE.name, subject, {}, rounds=1 if setting.quick else 3, seconds=0.6 if setting.quick else 1.5)
+        for subject in _PROGRAMS
     ]
 
 
 def measure(job: Job) -> Iterator[Sample]:
     """The median of fresh interpreters; the first is left out, since it may write byte code or read a disk."""
     times, count = [], 0
-    for _ in range(4 if job.quick else 10):
+    for _ in range(2 if job.quick else 10):
         done = subprocess.run(
             [sys.executable, "-P", "-c", _TIMED, _PROGRAMS[job.subject]],
             check=True,

@@ -42,7 +42,7 @@ def plan(setting: Setting) -> list[Job]:
             name,
             {"operation": operation},
             rounds=1,
-            seconds=1.2 if setting.quick else 3,
+            seconds=0.6 if setting.quick else 3,
             cannot=lacking or (unusable_reason(name, setting) if name in OURS else None),
         )
         for operation in list(OPERATIONS)[: 2 if setting.quick else None]

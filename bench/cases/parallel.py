@@ -46,7 +46,7 @@ def measure(job: Job) -> Iterator[Sample]:
     try:
         with joblib.parallel_config(backend=backend, n_jobs=count), joblib.Parallel(batch_size=1) as parallel:
             started, done = time.perf_counter(), 0
-            while len(pids) < count or time.perf_counter() - started < (0.5 if job.quick else 3):
+            while len(pids) < count or time.perf_counter() - started < workers.busy(job, 3):
                 found = parallel(joblib.delayed(_work)(array, n) for n in range(4 * count))
                 assert all(value == total for _, value in found)
                 pids |= {pid for pid, _ in found}

@@ -99,7 +99,7 @@ def measure(job: Job) -> Iterator[Sample]:
                 yield "start", time.perf_counter() - started
             pids.add(pid)
         started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < (0.5 if job.quick else 2):
+        while time.perf_counter() - started < workers.busy(job, 2):
             assert _ask(port)[1] == total
             done += 1
         yield "rate", done / (time.perf_counter() - started)

@@ -70,7 +70,7 @@ def measure(job: Job) -> Iterator[Sample]:
                     pids.add(pid)
             yield "start", time.perf_counter() - started
             started, done = time.perf_counter(), 0
-            while time.perf_counter() - started < (0.5 if job.quick else 2):
+            while time.perf_counter() - started < workers.busy(job, 2):
                 done += len([f.result() for f in [pool.submit(*task) for _ in range(2 * count)]])
             yield "rate", done / (time.perf_counter() - started)
             yield from workers.costs(sorted(pids))

@@ -63,7 +63,7 @@ def plan(setting: Setting) -> list[Job]:
                     memory=(0 if pool else taken) + idle + 128 * MIB,
                     pool=pool,
                     seconds=0.5
-                    + made.clients / 200
+                    + made.clients / 120
                     + (made.size / GIB * (1 if pool else 3) if data == "dense" else 3),
                     cannot=unusable_reason(kind, setting),
                 )

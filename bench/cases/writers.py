@@ -20,7 +20,7 @@ KINDS = (("put-delete", 64, (1, 2, 8)), ("put-delete", MIB, (1, 8)), ("get", 64,
 
 def plan(setting: Setting) -> list[Job]:
     """One process, then more, in turn."""
-    seconds = 0.3 if setting.quick else 1.0
+    seconds = 0.1 if setting.quick else 1.0
     return [
         Job(
             CASE.name,
@@ -79,7 +79,7 @@ def measure(job: Job) -> Iterator[Sample]:
     processes = int(job.params["processes"])
     peer = subject(job.subject)
     assert peer.store is not None
-    seconds = 0.3 if job.quick else 1.0
+    seconds = 0.1 if job.quick else 1.0
     with peer.store(64 * MIB, (job.prefix, job.folder)) as store:
         start, results = context.Barrier(processes), context.Queue()
         workers = [
