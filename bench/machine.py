@@ -67,7 +67,7 @@ def describe() -> dict[str, Any]:
     cpu = read_text("/", "proc/cpuinfo") or ""
     frequency = _first("proc/cpuinfo", "cpu MHz")
     versions: dict[str, str | None] = {}
-    for name in ("numpy", "pyperf"):
+    for name in ("numpy", "pyperf", "gunicorn", "safetensors", "tokenizers", "transformers"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
