@@ -61,7 +61,7 @@ build: $(VENV)/.installed ## build the native core and install the package into 
 demo: build ## share arrays with workers and show what each one costs (ARGS="--workers 8")
 	$(BIN)/sharedregion demo $(ARGS)
 
-benchmarks: build $(VENV)/.frameworks ## measure against every peer, for about half an hour (ARGS="--quick", ARGS="sga --report DIR")
+benchmarks: build $(VENV)/.frameworks ## measure against every peer, for half an hour (ARGS="--quick", ARGS="sga --report DIR")
 	@$(BIN)/python scripts/requirements.py bench > $(VENV)/.bench.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/.bench.txt
 	@rm -f $(VENV)/.bench.txt
@@ -124,7 +124,7 @@ $(VENV)/.docs: $(VENV)/.requirements
 	@touch $@
 
 docs: build $(VENV)/.docs ## build the documentation in site/, with the report of the stored measurements; a warning is an error
-	@$(BIN)/sharedregion bench --from bench/results/full.jsonl --from bench/results/again.jsonl --report docs/report > /dev/null
+	@$(BIN)/sharedregion bench --from bench/results/full.jsonl --report docs/report > /dev/null
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 dist: venv ## make a wheel in dist/
