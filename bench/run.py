@@ -220,11 +220,13 @@ def _process(job: Job, say: Say, guardian: Guardian, mark: str) -> tuple[str, st
     if job.subject in against.NAMES:
         for pattern in against.load(job.subject).leaves:
             guardian.announce("names", pattern.format(pid=process.pid))
+    answer = None
     try:
         answer = _listen(process, job, say)
         code = process.wait(30)
     except subprocess.TimeoutExpired:
-        answer, code = ("failed", "it did not end after its last figure"), None
+        # What it said of itself says more.
+        answer, code = answer or ("failed", "it did not end after its last figure"), None
     except TimeoutError as error:
         answer, code = ("killed", str(error)), None
     finally:
