@@ -16,12 +16,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 PROGRAM = Path(__file__).with_name("damage.py")
 PATIENCE = 15.0  # for one case; then it hangs
+#: Regions that are damaged at the same time: who finds a dead holder's lock sleeps for 5 ms first, in each case.
+PARTS = 4
 #: Cases of random damage. `make fuzz` asks for 100,000.
 RANDOM = int(os.environ.get("SHAREDREGION_FUZZ", "2000"))
 
@@ -51,25 +54,34 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(params=["a dead writer", "a writer that died with the lock"])
-def template(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A region as a killed writer leaves it: objects, an unfinished and a withdrawn one, pins, a ticket."""
-    name = f"test-{secrets.token_hex(6)}"
+def templates(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str]]:
+    """Regions as a killed writer leaves them: objects, an unfinished and a withdrawn one, pins, a ticket."""
+    names = [f"test-{secrets.token_hex(6)}" for _ in range(PARTS)]
     path = tmp_path / "template.py"
     path.write_text(TEMPLATE)
-    done = subprocess.run(
-        [sys.executable, str(path), str(PROGRAM.parent), name], stdout=subprocess.PIPE, text=True, check=False
-    )
     try:
-        assert done.returncode == -signal.SIGKILL and done.stdout
-        if request.param == "a writer that died with the lock":
-            row = int(done.stdout)
-            with Segment(name, "members") as members, Segment(name, "catalog") as catalog:
-                generation = struct.unpack_from("<I", members, 4096 * (1 + row))[0] >> 16
-                struct.pack_into("<Q", catalog, 1024, lock_word(row, generation))
-        yield name
+        for name in names:
+            make_template(path, name, request.param == "a writer that died with the lock")
+        yield names
     finally:
-        for kind in ("catalog", "members", "data"):
-            Path(f"/dev/shm/sharedregion.{name}.{kind}").unlink(missing_ok=True)
+        for name in names:
+            for kind in ("catalog", "members", "data"):
+                Path(f"/dev/shm/sharedregion.{name}.{kind}").unlink(missing_ok=True)
+
+
+def make_template(program: Path, name: str, with_the_lock: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, str(program), str(PROGRAM.parent), name],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL and done.stdout
+    if with_the_lock:
+        row = int(done.stdout)
+        with Segment(name, "members") as members, Segment(name, "catalog") as catalog:
+            generation = struct.unpack_from("<I", members, 4096 * (1 + row))[0] >> 16
+            struct.pack_into("<Q", catalog, 1024, lock_word(row, generation))
 
 
 def lock_word(row: int, generation: int) -> int:
@@ -137,8 +149,23 @@ def places(name: str) -> list[tuple[str, int]]:
     return found
 
 
-def run(name: str, cases: list[list[Change]], tmp_path: Path) -> Counter[str]:
-    """Carry the cases out; after a death go on with the next. Fails with what went wrong."""
+def run(cases: dict[str, list[list[Change]]], tmp_path: Path) -> Counter[str]:
+    """Carry the cases of each region out, all regions at once. Fails with what went wrong."""
+    folders = [tmp_path / name for name in cases]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(len(cases)) as pool:
+        done = list(pool.map(run_one, cases, cases.values(), folders))
+    wrong = [text for _, texts in done for text in texts]
+    count = sum(map(len, cases.values()))
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
+    answers = sum((found for found, _ in done), Counter[str]())
+    print(f"{count} cases: {dict(answers)}")
+    return answers
+
+
+def run_one(name: str, cases: list[list[Change]], tmp_path: Path) -> tuple[Counter[str], list[str]]:
+    """The answers, and what went wrong; after a death go on with the next case."""
     listing = tmp_path / "cases"
     with listing.open("w") as file:
         for case in cases:
@@ -166,8 +193,7 @@ def run(name: str, cases: list[list[Change]], tmp_path: Path) -> Counter[str]:
         at = struct.unpack("<Q", progress.read_bytes())[0]
         wrong.append(f"{describe(cases[at])}: {'hangs' if hangs else f'ends with {child.returncode}'}")
         first = at + 1
-    assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
-    return answers
+    return answers, wrong
 
 
 def watch(child: "subprocess.Popen[bytes]", progress: Path) -> bool:
@@ -192,18 +218,24 @@ def describe(case: list[Change]) -> str:
     return ", ".join(f"{kind}[{at}]{'^' if bits else ''}={data.hex()}" for kind, at, data, bits in case)
 
 
+def shares(names: list[str], of: Callable[[str], list[list[Change]]]) -> dict[str, list[list[Change]]]:
+    """To each region its share of its own cases; together they are all cases of one."""
+    return {name: of(name)[part :: len(names)] for part, name in enumerate(names)}
+
+
 def flips(name: str, mask: int) -> list[list[Change]]:
     return [[(kind, at, bytes([mask]), True)] for kind, at in places(name)]
 
 
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
-def test_every_byte(template: str, mask: int, tmp_path: Path) -> None:
+def test_every_byte(templates: list[str], mask: int, tmp_path: Path) -> None:
     """Each byte that means something, flipped alone."""
-    cases = flips(template, mask)
-    answers = run(template, cases, tmp_path)
-    print(f"{len(cases)} cases: {dict(answers)}")
+    assert len({tuple(places(name)) for name in templates}) == 1
+    cases = shares(templates, lambda name: flips(name, mask))
+    answers = run(cases, tmp_path)
     # The damage was met, and most of a region is still good after most of it.
-    assert answers["RegionCorrupt"] > 100 and answers["right"] > 10 * len(cases)
+    count = sum(map(len, cases.values()))
+    assert answers["RegionCorrupt"] > 100 and answers["right"] > 10 * count
 
 
 INTERESTING: list[Callable[[random.Random], bytes]] = [
@@ -218,10 +250,15 @@ INTERESTING: list[Callable[[random.Random], bytes]] = [
 ]
 
 
-def test_random_damage(template: str, tmp_path: Path) -> None:
+def test_random_damage(templates: list[str], tmp_path: Path) -> None:
     """Several fields at once: numbers out of range, numbers of other things, zeros, noise; also from elsewhere."""
     seed = int(os.environ.get("SHAREDREGION_FUZZ_SEED", "0")) or secrets.randbits(32)
     print(f"SHAREDREGION_FUZZ_SEED={seed}")
+    answers = run(shares(templates, lambda name: random_cases(name, seed)), tmp_path)
+    assert answers["RegionCorrupt"] and answers["right"]
+
+
+def random_cases(template: str, seed: int) -> list[list[Change]]:
     random_of = random.Random(seed)
     where = places(template)
     # Head bytes are under a checksum: one case of them is like another.
@@ -249,21 +286,22 @@ def test_random_damage(template: str, tmp_path: Path) -> None:
                     at = at // min(len(data), 8) * min(len(data), 8) if len(data) > 1 else at
                 case.append((kind, at, data, False))
             cases.append(case)
-    answers = run(template, cases, tmp_path)
-    print(f"{len(cases)} cases: {dict(answers)}")
-    assert answers["RegionCorrupt"] and answers["right"]
+    return cases
 
 
-def test_a_withdrawn_object_takes_no_other_with_it(template: str, tmp_path: Path) -> None:
+def test_a_withdrawn_object_takes_no_other_with_it(templates: list[str], tmp_path: Path) -> None:
     """What an entry owns is put in the place of what another, unfinished or withdrawn, says that it owns."""
+    run(shares(templates, exchanged), tmp_path)
+
+
+def exchanged(template: str) -> list[list[Change]]:
     with Segment(template, "catalog") as catalog:
         gen0 = struct.unpack_from("<Q", catalog, 72)[0]
         entries = struct.unpack_from("<Q", catalog, 1024 + 88)[0] >> 16
         owned = {n: bytes(catalog[gen0 + 128 * n + 32 : gen0 + 128 * n + 64]) for n in range(1, entries)}
-    cases = [
+    return [
         [("catalog", gen0 + 128 * to + 32, owned[source], False)]
         for to in owned
         for source in owned
         if to != source
     ]
-    run(template, cases, tmp_path)
