@@ -258,6 +258,9 @@ def main() -> None:
     at_work = mmap.mmap(counter, 8)
     answers: Answers = collections.Counter()
     gc.disable()
+    # Who went on after a death would take what that case left for right.
+    for segment in segments.values():
+        segment.restore()
     with sr.attach(name) as region:
         right = figures(region)
     for number, line in enumerate(sys.stdin):
