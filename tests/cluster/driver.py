@@ -162,7 +162,7 @@ def objects(client: Client, size: int) -> dict[str, Any]:
     """Large values of which each process needs a copy of its own all the same."""
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     answer = []
-    for making in ((bytes, size), (operator.mul, "x", size), (strings, size // 64)):
+    for making in ((bytes, size), (operator.mul, "x", size), (strings, size // 256)):
         source = client.submit(*making, workers=[workers[0]], pure=False)
         found = client.submit(kind_and_length, source, workers=[workers[1]], pure=False)
         answer.append(found.result())
