@@ -50,6 +50,8 @@ def job(
     ours = name in OURS
     cannot = unusable_reason(name, setting) if ours else None
     peer = None if ours else subject(name)
+    if peer is not None and peer.largest is not None and size > peer.largest[0]:
+        cannot = peer.largest[1]
     copies = 1.0 if peer is None else peer.copies + (2 * workers if peer.own_copy else 0)
     pool = pages(name, size) if ours and cannot is None else None
     tables = 0 if name in ("hugetlb-1g", "hugetlb-2m", "msharefs") else size // 512 * workers

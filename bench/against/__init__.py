@@ -78,6 +78,8 @@ class Peer:
     own_copy: bool = False
     #: True if holes of a file stay holes, so that 512 GiB can be held by writing a few pages.
     sparse: bool = False
+    #: The largest value, in bytes, and who says so; None without such a limit.
+    largest: tuple[int, str] | None = None
     #: Objects by name: store(room, where) makes a place for so many bytes, join(ticket) opens it elsewhere.
     store: Callable[[int, tuple[str, str]], AbstractContextManager[Store]] | None = None
     join: Callable[[Ticket], AbstractContextManager[Store]] | None = None

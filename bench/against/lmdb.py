@@ -88,6 +88,7 @@ PEER = Peer(
     hold=hold,
     view=view,
     copies=2,
+    largest=((1 << 32) - 1, "a value of LMDB has less than 4 GiB"),
     store=store,
     join=join,
     note="one writer at a time; a reader's bytes are its own until its transaction ends",
