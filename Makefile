@@ -85,7 +85,7 @@ asan: build-asan/native/tests/ok build ## run the native tests, and what feeds t
 	$(BIN)/pytest tests/footprint/test_image.py tests/footprint/test_hostile.py
 
 tsan: build-tsan/native/tests/ok ## run the native tests under ThreadSanitizer
-	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads members catalog damage
+	@TSAN_OPTIONS=suppressions=native/tests/tsan.supp:history_size=7 native/tests/run build-tsan threads parts members catalog damage
 
 kill: build-native/native/tests/ok ## kill at every instruction and at random times: 10,000 histories, 500 kills, a soak (half an hour)
 	@native/tests/run build-native --whole

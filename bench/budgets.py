@@ -191,6 +191,8 @@ BUDGETS: tuple[Budget, ...] = (
         Pick("large", "fresh", ("put into a region (thp)",), _LARGE),
         over=Pick("large", "fresh", ("fill shared_memory",), _LARGE),
         more=True,
+        why="When this was stored one thread made all large pages: the kernel clears them, 130 ms for a GiB, as long as all else "
+        "together. Several do it now, in half the time, and `sharedregion bench large` gives 4.4 to 5.0.",
     ),
     Budget(
         "large-warm",

@@ -22,28 +22,37 @@
 #define MADV_COLLAPSE 25
 #endif
 
-/* Collapse in slices, so that a signal or a failure wastes little. */
+/* Collapse in slices, so that a signal or a failure wastes little. Clearing 2 MiB is most of making a
+ * large page, and several threads do it to several pages at once. */
 #define SLICE (64 * SR_MIB)
 
-static int commit_slice(int fd, const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e)
+static int commit_slice(int fd, const struct sr_map *map, uint64_t at, uint64_t len)
 {
     for (uint64_t off = at; off < at + len; off += SR_LARGE_PAGE) {
         int r = sr_sys_commit(fd, off, SR_PAGE);
-        if (r < 0) return sr_backend__commit_failed(r, len, e);
+        if (r < 0) return r;
     }
     if (sr_sys->madvise(map->at + at, len, MADV_COLLAPSE) == 0) return 0;
     /* No large page is free, or this process may not have them: small pages serve. */
-    int r = sr_sys_commit(fd, at, len);
-    return r == 0 ? 0 : sr_backend__commit_failed(r, len, e);
+    return sr_sys_commit(fd, at, len);
+}
+
+struct commitment { int fd; const struct sr_map *map; uint64_t from; };
+
+static int commit_part(void *arg, uint64_t at, uint64_t len)
+{
+    const struct commitment *c = arg;
+    int r = 0;
+    for (uint64_t done = 0; done < len && r == 0; done += SLICE)
+        r = commit_slice(c->fd, c->map, c->from + at + done, sr_min(SLICE, len - done));
+    return r;
 }
 
 static int commit(int fd, const struct sr_map *map, uint64_t at, uint64_t len, struct sr_error *e)
 {
-    for (uint64_t done = 0; done < len; done += SLICE) {
-        int r = commit_slice(fd, map, at + done, sr_min(SLICE, len - done), e);
-        if (r < 0) return r;
-    }
-    return 0;
+    struct commitment c = {fd, map, at};
+    int r = sr_sys_in_parts(len, SR_LARGE_PAGE, SLICE, commit_part, &c);
+    return r == 0 ? 0 : sr_backend__commit_failed(r, len, e);
 }
 
 static int map_all(int fd, uint64_t size, bool writable, struct sr_map *map, struct sr_error *e)

@@ -198,6 +198,9 @@ uint64_t sr_sys_wall(void);
 uint32_t sr_sys_pid(void);
 uint32_t sr_sys_uid(void);    /* effective */
 uint32_t sr_sys_cpus(void);   /* that this thread may run on; at least 1 */
+/* work(arg, at, len) for all of [0, len): in parts of whole units, by a few threads at once where each of
+ * them gets `least` bytes (several units) or more. All parts are done; the first negative answer, in their order, else 0. */
+int sr_sys_in_parts(uint64_t len, uint64_t unit, uint64_t least, int (*work)(void *arg, uint64_t at, uint64_t len), void *arg);
 
 /* A descriptor that closes itself at the end of its scope: SR_FD fd = ...; */
 static inline void sr_sys__close_guard(int *fd) { sr_sys_close(fd); }

@@ -7,6 +7,8 @@ extern const struct sr_msharefs_abi by_calls;
 #define SR_MSHAREFS_SERIES &v3, &by_calls
 #include "../sys/msharefs.c"
 
+#include <unistd.h>
+
 #include "support.h"
 
 #define UNIT (UINT64_C(1) << 30)
@@ -59,7 +61,7 @@ int main(void)
     ASKED("place", sr_msharefs_place(region, 0, SR_LARGE_PAGE, memory, 0));
     ASKED("remove", sr_msharefs_remove(region, 0, SR_LARGE_PAGE));
     ASKED("attach", sr_msharefs_attach(region, UNIT, UNIT, &map));
-    EXPECT((uintptr_t)map.at % UNIT == 0, "at a multiple of the unit");
+    EXPECT(sr_is_aligned((uintptr_t)map.at, UNIT), "at a multiple of the unit");
     SR_FD reader = sr_msharefs_reader(region);
     EXPECT(reader >= 0 && calls_mine(reader), "a descriptor for readers");
     sr_sys_unmap(&map);

@@ -130,7 +130,17 @@ def test_the_litmus_test_can_fail(programs: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["alloc", "catalog", "members", "threads", "damage"])
+@pytest.mark.root
+def test_a_second_series_of_msharefs_stands_beside_the_first(
+    programs: Path, msharefs: Callable[[int], Any]
+) -> None:
+    """It is listed, and nothing else changes: found by trying, and each region is its own series' matter."""
+    double = msharefs(512 << 30)
+    _run(programs, "series")
+    assert not double.regions()
+
+
+@pytest.mark.parametrize("name", ["alloc", "catalog", "members", "threads", "parts", "damage"])
 def test_native_rooms_against_their_models(programs: Path, name: str) -> None:
     """Allocator, catalog, members and threads do what a simple model says."""
     _run(programs, name)

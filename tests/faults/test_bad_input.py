@@ -468,6 +468,39 @@ sr.create({unique!r}, size="1 MiB").close()
 
 
 @pytest.mark.root
+def test_large_memory_that_ends_half_way(unique: str, tmp_path: Path) -> None:
+    """Several threads commit a large object: what is missing for one of them is an error, and nothing is lost or wrong."""
+    code = f"""
+import os, numpy as np, sharedregion as sr
+region = sr.create({unique!r}, size="400 MiB", backend="thp", commit="lazy")
+region["a"] = np.full(20 << 20, 7, "u1")
+with open("/dev/shm/filler", "wb") as filler: os.posix_fallocate(filler.fileno(), 0, 250 << 20)
+for size in (370, 300, 250):
+    try:
+        with region.allocate("b", size << 20, "u1") as b: b[:] = 1
+        print("no error")
+    except sr.RegionFull as error: print("full", error.errno)
+    region._check()
+    region.trim()
+    region["c"] = np.arange(15 << 20, dtype="u8")      # 120 MiB, by two threads
+    assert int(region["c"].sum()) == sum(range(15 << 20)) and int(region["a"].sum()) == 7 * (20 << 20)
+    del region["c"]
+os.unlink("/dev/shm/filler")
+region["b"] = np.full(350 << 20, 2, "u1")
+assert int(region["b"].sum()) == 2 * (350 << 20)
+region.close()
+"""
+    program = tmp_path / "half.py"
+    program.write_text(code)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=450m tmpfs /dev/shm && exec {sys.executable} {program}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["full", "28"] * 3
+
+
+@pytest.mark.root
 def test_memory_limit_is_an_error_not_a_kill(unique: str, memory_group, tmp_path: Path) -> None:
     """Where a memory cgroup would answer with SIGKILL, the object is refused before, for every ancestor's limit."""
     enter = memory_group(256 << 20)
