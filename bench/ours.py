@@ -59,10 +59,10 @@ def make(kind: str, name: str, size: int) -> Any:
 
     if kind != "hugetlb-1g":
         return sr.create(name, size=size, backend=kind)
-    # The policy takes pages of 1 GiB for what fills one; here they were asked for.
+    # The policy takes pages of 1 GiB for what fills one; here they were asked for. Whole pages of 4 KiB, as by create().
     return sr.Region._create(
         name=name,
-        size=size,
+        size=-(-size // 4096) * 4096,
         backend=kind,
         place="memfd",
         mode=0o600,

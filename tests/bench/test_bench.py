@@ -402,7 +402,7 @@ def test_too_little_memory_is_refused_before_it_is_taken(
     for word, reason in found.values():
         assert word == "refused"
         assert reason
-        assert "it needs 384 MiB of memory" in reason
+        assert "it needs 448 MiB of memory" in reason
     assert all(one["record"] != "sample" for one in lines(out))
 
 

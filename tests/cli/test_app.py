@@ -193,7 +193,7 @@ def test_backends_says_the_same_in_text_and_in_json(
 ) -> None:
     # Looked at once: the pools of a machine change while it is used.
     facts = gather()
-    monkeypatch.setattr("sharedregion.cli.backends.gather", lambda: facts)
+    monkeypatch.setattr("sharedregion.cli.backends.machine", lambda: facts)
     assert app.run(["backends", "--size", "8 GiB"]) == 0
     text = capsys.readouterr().out
     assert app.run(["backends", "--size", "8 GiB", "--json"]) == 0
