@@ -114,7 +114,13 @@ int main(int argc, char **argv)
     seed = t_option(argc, argv, "seed", 1);
     handles[0] = t_create(t_region_name("threads"), &sr_backend_shm, 4 * SR_MIB, false);
     handles[1] = handles[0];    /* two threads in three share a handle */
+#ifdef __SANITIZE_THREAD__
+    /* ThreadSanitizer knows memory by its address: of what goes through another mapping it sees half, and
+     * takes for unordered what was ordered there. */
+    handles[2] = handles[0];
+#else
     handles[2] = t_attach(handles[0]->name, true);
+#endif
     pthread_t all[34];
     for (uint64_t i = 0; i < threads; i++) EXPECT(pthread_create(&all[i], NULL, work, (void *)(uintptr_t)i) == 0, "pthread_create");
     for (uint64_t i = 0; i < 2; i++) EXPECT(pthread_create(&all[threads + i], NULL, grow, (void *)(uintptr_t)(i * 2)) == 0, "pthread_create");
@@ -126,7 +132,7 @@ int main(int argc, char **argv)
     sr_catalog_stats(handles[0], &stats);
     EXPECT(stats.limbo == 0 && stats.pending == 0, "left over: limbo %u, pending %u", stats.limbo, stats.pending);
     printf("%llu operations by %llu threads, %u objects at the end\n", (unsigned long long)operations, (unsigned long long)threads, stats.objects);
-    sr_region_close(handles[2]);
+    if (handles[2] != handles[0]) sr_region_close(handles[2]);
     sr_region_close(handles[0]);
     return 0;
 }

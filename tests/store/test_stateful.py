@@ -219,11 +219,15 @@ def machine(make: Callable[[str], sr.Region], processes: list[Process]) -> type[
 
         @rule(who=WHO)
         def close_and_attach_again(self, who: int) -> None:
-            processes[who]("reattach")
+            # What is sealed is attached for reading alone.
+            assert processes[who]("reattach") != self.sealed
 
         @rule(who=WHO)
         def trim(self, who: int) -> None:
-            processes[who]("trim")
+            try:
+                processes[who]("trim")
+            except sr.ReadOnlyRegion:
+                assert self.sealed
 
         @precondition(lambda self: self.count > 3)
         @rule(who=WHO, really=st.sampled_from([False] * 7 + [True]))

@@ -69,9 +69,15 @@ class Worker:
     def drop(self, number: int) -> None:
         del self.held[number]
 
-    def reattach(self) -> None:
+    def reattach(self) -> bool:
+        """Whether it may write."""
         self.region.close()
-        self.region = sr.attach(self.name, writable=True)
+        try:
+            self.region = sr.attach(self.name, writable=True)
+        except sr.ReadOnlyRegion:
+            self.region = sr.attach(self.name)
+            return False
+        return True
 
     def listing(self) -> list[str]:
         self.region._check()
