@@ -176,7 +176,12 @@ def machine(make: Callable[[str], sr.Region], processes: list[Process]) -> type[
             array = self.model[key]
             start = seed % len(array)
             numbers = np.random.default_rng(seed).random(min(len(array) - start, 10))
-            processes[who]("write", key, start, numbers)
+            try:
+                processes[who]("write", key, start, numbers)
+            except ValueError:
+                # Attached again since the region was sealed: for reading.
+                assert self.sealed
+                return
             array[start : start + len(numbers)] = numbers
 
         @rule(who=WHO, key=KEYS)
