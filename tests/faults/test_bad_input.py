@@ -421,6 +421,18 @@ print(seen)
     assert run(code, unique) == "[]\n"
 
 
+def with_shm_of(size: str, code: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    """The program, where /dev/shm is a file system of that size."""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    command = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} {program}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.root
 def test_small_shm(unique: str, tmp_path: Path) -> None:
     """With a /dev/shm of 64 MB, as containers have it, a larger region works, and says how."""
@@ -457,13 +469,7 @@ except sr.BackendUnavailable as error: print("unavailable", error.errno)
 os.unlink("/dev/shm/filler")
 sr.create({unique!r}, size="1 MiB").close()
 """
-    program = tmp_path / "small.py"
-    program.write_text(code)
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64m tmpfs /dev/shm && exec {sys.executable} {program}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = with_shm_of("64m", code, tmp_path)
     assert done.stdout.split() == ["full", "28", "unavailable", "28"]
 
 
@@ -490,13 +496,7 @@ region["b"] = np.full(350 << 20, 2, "u1")
 assert int(region["b"].sum()) == 2 * (350 << 20)
 region.close()
 """
-    program = tmp_path / "half.py"
-    program.write_text(code)
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=450m tmpfs /dev/shm && exec {sys.executable} {program}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = with_shm_of("450m", code, tmp_path)
     assert done.stdout.split() == ["full", "28"] * 3
 
 
