@@ -191,8 +191,8 @@ BUDGETS: tuple[Budget, ...] = (
         Pick("large", "fresh", ("put into a region (thp)",), _LARGE),
         over=Pick("large", "fresh", ("fill shared_memory",), _LARGE),
         more=True,
-        why="When this was stored one thread made all large pages: the kernel clears them, 130 ms for a GiB, as long as all else "
-        "together. Several do it now, in half the time, and `sharedregion bench large` gives 4.4 to 5.0.",
+        why="When this was stored one thread made all large pages, and had the kernel clear them, which took longer than the copy. "
+        "Several do it now: `sharedregion bench large` gave 5.0 and 4.4.",
     ),
     Budget(
         "large-warm",

@@ -4,9 +4,9 @@
 
 #include "steps.h"
 
-/* Whether what the region says of the name is this. */
 struct window looked_at;
 
+/* Whether what the region says of the name is this. */
 static bool is_object(struct sr_region *r, const struct object *o, bool hold)
 {
     static struct sr_found f;

@@ -24,9 +24,9 @@ class Msharefs:
     """What can be seen without making anything.
 
     `unit` is what the address space of a region is a multiple of, in bytes; None where the mount does
-    not say. `path` is empty where an msharefs needs no mount. `usable` says whether this user may make files there. `sticky` is whether its folder lets
-    only the owner of a file remove it. `refused` is why the kernel did not do what the mount promised,
-    when that was tried.
+    not say. `path` is empty where an msharefs needs no mount. `usable` says whether this user may make
+    files there. `sticky` is whether its folder lets only the owner of a file remove it. `refused` is why
+    the kernel did not do what the mount promised, when that was tried.
     """
 
     known: bool = False

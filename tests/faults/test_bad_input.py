@@ -481,16 +481,18 @@ import os, numpy as np, sharedregion as sr
 region = sr.create({unique!r}, size="400 MiB", backend="thp", commit="lazy")
 region["a"] = np.full(20 << 20, 7, "u1")
 with open("/dev/shm/filler", "wb") as filler: os.posix_fallocate(filler.fileno(), 0, 250 << 20)
+free = os.statvfs("/dev/shm").f_bfree
 for size in (370, 300, 250):
     try:
         with region.allocate("b", size << 20, "u1") as b: b[:] = 1
         print("no error")
     except sr.RegionFull as error: print("full", error.errno)
+    assert os.statvfs("/dev/shm").f_bfree == free, "what was committed for nothing is not given back"
     region._check()
-    region.trim()
     region["c"] = np.arange(15 << 20, dtype="u8")      # 120 MiB, by two threads
     assert int(region["c"].sum()) == sum(range(15 << 20)) and int(region["a"].sum()) == 7 * (20 << 20)
     del region["c"]
+    region.trim()
 os.unlink("/dev/shm/filler")
 region["b"] = np.full(350 << 20, 2, "u1")
 assert int(region["b"].sum()) == 2 * (350 << 20)
